@@ -1,0 +1,27 @@
+"""The one error a user is meant to see: a mistake in the input, told in a line that says how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A user's mistake. The message is one line: what was got, what was expected, how to fix it.
+
+    The command line prints the message without a traceback and ends with exit code 2.
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that does not exist, with the nearest known names as suggestions.
+
+    Args:
+        kind: What the name stands for, such as ``"method"``.
+        name: The name that was given.
+        known: All valid names.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(each) for each in close)}?" if close else f"known: {', '.join(names)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")
