@@ -1,0 +1,149 @@
+"""What all protocols share: the streaming contract, the tables they report, and the checks of their input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from everymask.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from everymask.types import Categories, Segments
+    from everymask.types.segments import Overlap
+
+Cell = str | int | float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures in rows and columns, for the terminal, JSON, CSV and HTML alike.
+
+    Args:
+        title: What the rows are, such as ``"Categories"``.
+        columns: One name for each column; the first column names the row.
+        rows: Unrounded figures, one tuple a row; NaN where a figure is not defined.
+        note: A sentence that belongs under the table, or nothing.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+class Metric(ABC):
+    """A protocol that takes images one by one and forgets their pixels.
+
+    The state is integer counts and exactly rounded sums, so figures depend neither on the order of the images nor on
+    how processes share them: after `merge` they equal those of a single process to the last bit. Every image must be
+    given once; a sampler that repeats images to even out processes would count them twice.
+
+    Args:
+        categories: The classes of the data set; truth and prediction use their ids.
+    """
+
+    def __init__(self, categories: Categories) -> None:
+        self.categories = categories
+
+    @abstractmethod
+    def update(self, truth: Segments, prediction: Segments, name: str = "", group: str = "") -> None:
+        """Takes in one image.
+
+        Args:
+            truth: The annotation.
+            prediction: What the model made of the same image.
+            name: Names the image in errors and tables.
+            group: Kind of image, such as ``"fluorescence"``; with more than one kind, a table compares them.
+
+        Raises:
+            InputError: Sizes differ, scores are NaN, or a category is unknown.
+        """
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Takes in all images of another metric of the same protocol and the same settings.
+
+        Raises:
+            InputError: The settings differ.
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The figures over all images so far."""
+
+    @abstractmethod
+    def tables(self) -> list[Table]:
+        """The figures in detail."""
+
+
+def check_pair(truth: Segments, prediction: Segments, name: str) -> None:
+    """Refuses a prediction that cannot belong to the truth.
+
+    Args:
+        truth: The annotation.
+        prediction: The prediction of the same image.
+        name: The image, for the message.
+
+    Raises:
+        InputError: The sizes differ, or a score is NaN.
+    """
+    if truth.size != prediction.size:
+        raise InputError(
+            f"{_image(name)}: the truth has size {_size(truth)}, the prediction {_size(prediction)}; "
+            "predict on the very image that was annotated, without resizing or cropping it"
+        )
+    if prediction.score is not None and np.isnan(prediction.score).any():
+        wrong = int(np.isnan(prediction.score).sum())
+        raise InputError(
+            f"{_image(name)}: {wrong} of {len(prediction)} predicted scores are NaN, expected numbers in 0..1; "
+            "check that the model's weights are finite"
+        )
+
+
+def category_indices(segments: Segments, categories: Categories, role: str, name: str) -> NDArray[np.int64]:
+    """Positions (N,) of the segments' categories among `categories`.
+
+    Args:
+        segments: N segments.
+        categories: The classes of the data set.
+        role: ``"truth"`` or ``"prediction"``, for the message.
+        name: The image, for the message.
+
+    Raises:
+        InputError: A segment has a category id that does not exist.
+    """
+    try:
+        return categories.indices(segments.category)
+    except InputError as error:
+        raise InputError(f"{_image(name)}: the {role} has {error}; score with the model's own categories") from error
+
+
+def label_map(segments: Segments, role: str, name: str) -> NDArray[np.int32]:
+    """Label map (H, W) or (Z, H, W); where segments overlap the higher score wins, without scores the later one.
+
+    Args:
+        segments: N segments of any geometry.
+        role: ``"truth"`` or ``"prediction"``, for the message.
+        name: The image, for the message.
+
+    Raises:
+        InputError: The segments have no masks.
+    """
+    rule: Overlap = "last" if segments.score is None else "score"
+    try:
+        return segments.label_map(rule)
+    except InputError as error:
+        raise InputError(f"{_image(name)}: the {role} cannot be scored by pixels: {error}") from error
+
+
+def _image(name: str) -> str:
+    return f"image {name!r}" if name else "an image without a name"
+
+
+def _size(segments: Segments) -> str:
+    return " x ".join(map(str, segments.size))
