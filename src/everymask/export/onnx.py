@@ -1,0 +1,100 @@
+"""Export to ONNX, and the proof that the exported network says the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everymask.errors import InputError
+from everymask.files import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from everymask.methods.base import Method
+
+
+class _Outputs(nn.Module):
+    """The method's forward pass with a tuple instead of a dictionary, which ONNX does not know."""
+
+    def __init__(self, method: Method, names: list[str]) -> None:
+        super().__init__()
+        self.method = method
+        self.names = names
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.method(images)
+        return tuple(outputs[name] for name in self.names)
+
+
+def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Writes the network as ONNX with free batch size, height and width, and compares it with the original.
+
+    The file takes ``images`` (B, C, H, W) float32 after preprocessing, H and W multiples of ``method.stride``, and
+    gives the outputs of ``method.forward`` by name; decoding is not part of it.
+
+    Args:
+        method: The trained method.
+        path: Target ``*.onnx``.
+        metadata: Kept in the file as JSON under the key ``everymask``.
+
+    Returns:
+        For each output the largest absolute difference on a random image, relative to its range.
+
+    Raises:
+        InputError: The extra ``export`` is not installed, or the exported network disagrees by more than 1e-3.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch.onnx needs it and would tell so less clearly)
+    except ImportError as error:
+        raise InputError(f"export needs {error.name}: pip install 'everymask[export]'") from error
+
+    method = method.eval().float().cpu()
+    side = 2 * method.stride
+    generator = torch.Generator().manual_seed(0)
+    example = torch.rand(2, method.channels, 2 * side, side, generator=generator)
+    with torch.inference_mode():
+        expected = {name: output.numpy() for name, output in method(example).items()}
+    names = list(expected)
+    batch, height, width = (torch.export.Dim(each, min=1) for each in ("batch", "rows", "columns"))
+    shapes = {"images": {0: batch, 2: method.stride * height, 3: method.stride * width}}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), atomic_write(path) as temporary:
+        warnings.simplefilter("ignore")  # deprecations inside the exporter concern its authors, not its users
+        program = torch.onnx.export(
+            _Outputs(method, names),
+            (example,),
+            input_names=["images"],
+            output_names=names,
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
+        if program is None:
+            raise InputError("this version of torch cannot export the method; update torch")
+        proto = program.model_proto
+        onnx.helper.set_model_props(proto, {"everymask": json.dumps(dict(metadata or {}))})
+        temporary.write_bytes(proto.SerializeToString())
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        # Another shape than the one that was traced, to prove that the sizes are free.
+        other = torch.rand(1, method.channels, side, 3 * side, generator=generator)
+        with torch.inference_mode():
+            second = {name: output.numpy() for name, output in method(other).items()}
+        worst = dict.fromkeys(names, 0.0)
+        for images, wanted in ((example, expected), (other, second)):
+            found = session.run(names, {"images": images.numpy()})
+            for name, array in zip(names, found, strict=True):
+                scale = float(np.abs(wanted[name]).max()) or 1.0
+                worst[name] = max(worst[name], float(np.abs(array - wanted[name]).max()) / scale)
+        if max(worst.values()) > 1e-3:
+            raise InputError(f"the exported network disagrees with the original: {worst}; nothing was written")
+    return worst

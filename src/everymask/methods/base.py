@@ -1,0 +1,105 @@
+"""The contract of every method: a network, its targets, its loss, and how its outputs become segments."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from everymask.data.preprocessing import Preprocessing
+from everymask.methods.recipe import Recipe
+from everymask.types import Segments, Task
+
+
+class Method(nn.Module, ABC):
+    """A segmentation method.
+
+    Inside a method the categories are class indices 0..K-1; `everymask.Model` converts them to and from the data set's
+    ids. The constructor arguments are the whole configuration: plain numbers, strings and tuples, recorded in
+    `config` and stored with the weights.
+
+    Attributes:
+        tasks: What the method can be trained for.
+        classes: Number of categories K.
+        channels: Channels C of the input.
+        stride: Input height and width must be multiples of it; the engine pads.
+        grid: Input pixels per output pixel of the dense outputs; divides `stride`.
+        context: Radius in pixels of the surroundings that an output may depend on; tiles overlap by at least this much.
+        thresholds: Decision thresholds that `decode` uses; tuned on validation data and stored with the weights.
+    """
+
+    tasks: ClassVar[frozenset[Task]]
+    metric: ClassVar[tuple[str, str]]
+    """Protocol of `everymask.metrics` and the figure of it that validation maximises, such as ``("matching", "accuracy@0.5")``."""
+    tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {}
+    """For each threshold the values to try; a pair of values is a range that is searched by golden section."""
+
+    classes: int
+    channels: int
+    stride: int = 1
+    grid: int = 1
+    context: int = 0
+    thresholds: dict[str, float]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Method:
+        """Records the constructor arguments, defaults included, so that subclasses need not."""
+        self = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        except TypeError:
+            return self  # __init__ itself raises, with the better message
+        bound.apply_defaults()
+        values = dict(list(bound.arguments.items())[1:])
+        object.__setattr__(self, "_config", values)
+        return self
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor arguments: ``type(method)(**method.config)`` makes the same network."""
+        return dict(self._config)  # type: ignore[arg-type]
+
+    @classmethod
+    @abstractmethod
+    def recipe(cls) -> Recipe:
+        """The default training recipe."""
+
+    @classmethod
+    def preprocessing(cls, channels: int) -> Preprocessing:
+        """The default preprocessing for images of `channels` channels."""
+        return Preprocessing(channels=channels)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Named outputs (B, ?, H / grid, W / grid) of images (B, C, H, W); exportable."""
+
+    @abstractmethod
+    def targets(self, segments: Segments) -> dict[str, Tensor]:
+        """What the network should say for one sample; runs in loader workers, after augmentation."""
+
+    @abstractmethod
+    def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named scalar terms, weights included; their sum is minimised."""
+
+    @abstractmethod
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+        """Segments of each image; `sizes` are the (H, W) before padding at the bottom and the right."""
+
+    def training_loss(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Forward pass and loss; methods whose network needs the targets override it."""
+        return self.loss(self(images), targets)
+
+    def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
+        """Outputs for an image from those for its transformed copy; `turns` counts counter-clockwise quarter turns.
+
+        The copy was made by ``torch.rot90(image, turns, (-2, -1))`` and then, if `flip`, ``.flip(-1)``. Here the maps
+        are turned back; methods whose values depend on direction (rays, flows, offsets) override it and permute them.
+        """
+        undone = {}
+        for name, output in outputs.items():
+            back = output.flip(-1) if flip else output
+            undone[name] = torch.rot90(back, -turns, (-2, -1))
+        return undone

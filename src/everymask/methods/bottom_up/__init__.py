@@ -1,0 +1,1 @@
+"""Bottom-up instance segmentation: dense fields first, objects grouped from them."""

@@ -1,0 +1,178 @@
+"""StarDist: objects as star-convex polygons.
+
+Schmidt et al., Cell Detection with Star-Convex Polygons, MICCAI 2018. Program: https://github.com/stardist/stardist
+(BSD-3). Each pixel predicts an object probability and the distance to the object's outline along R rays; polygons
+of probable pixels are thinned out by non-maximum suppression and drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everymask.errors import InputError
+from everymask.layers.unet import Norm, UNet, convolution, initialise
+from everymask.losses import binary_cross_entropy, cross_entropy, masked_l1
+from everymask.methods.base import Method
+from everymask.methods.recipe import Recipe
+from everymask.types import LabelMap, Segments, Task
+from everymask.types.geometry import VOID
+
+
+class StarDist(Method):
+    """Star-convex polygons on a U-Net.
+
+    Args:
+        classes: Number of categories K. With more than one a class head is added.
+        channels: Input channels C.
+        rays: Number of rays R, counter-clockwise from the positive x axis.
+        grid: Input pixels per output pixel, 1, 2 or 4.
+        base: Features of the first U-Net level.
+        depth: Poolings of the U-Net.
+        features: Features of the last shared convolution.
+        norm: Normalisation; the official networks have none.
+        distance_weight: Weight of the distance term.
+        background_weight: Weight of the distances outside objects, relative to the distance term.
+    """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
+    metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
+    tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"probability": (0.1, 0.9), "overlap": (0.3, 0.4, 0.5)}
+
+    def __init__(
+        self,
+        classes: int = 1,
+        channels: int = 3,
+        rays: int = 32,
+        grid: int = 2,
+        base: int = 32,
+        depth: int = 3,
+        features: int = 128,
+        norm: Norm = "batch",
+        distance_weight: float = 0.2,
+        background_weight: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if grid not in (1, 2, 4):
+            raise InputError(f"grid must be 1, 2 or 4, got {grid}")
+        if rays < 3:
+            raise InputError(f"a polygon needs at least 3 rays, got {rays}")
+        self.classes, self.channels, self.rays, self.grid = classes, channels, rays, grid
+        self.distance_weight, self.background_weight = distance_weight, background_weight
+        poolings = int(math.log2(grid))
+        stem: list[nn.Module] = []
+        for i in range(poolings):
+            stem += [convolution(channels if i == 0 else base, base, norm), convolution(base, base, norm)]
+            stem.append(nn.MaxPool2d(2))
+        self.stem = nn.Sequential(*stem)
+        self.body = UNet(base if poolings else channels, base, depth, norm=norm)
+        self.features = convolution(self.body.width, features, norm)
+        self.probability = nn.Conv2d(features, 1, 1)
+        self.distances = nn.Conv2d(features, rays, 1)
+        self.category = nn.Conv2d(features, classes + 1, 1) if classes > 1 else None
+        self.stride = grid * 2**depth
+        self.context = grid * (self.body.radius + 1) + 2 * grid
+        self.thresholds = {"probability": 0.5, "overlap": 0.4}
+        initialise(self)
+        # Distances start near the size of common objects, so that the first epochs are not spent on reaching it.
+        nn.init.constant_(self.distances.bias, 8.0)  # type: ignore[arg-type]
+        nn.init.constant_(self.probability.bias, -2.0)  # type: ignore[arg-type]
+
+    @classmethod
+    def recipe(cls) -> Recipe:
+        """Rates and crops of the official example, with AdamW and a cosine schedule instead of the plateau."""
+        return Recipe(epochs=100, batch_size=8, crop=256, learning_rate=1e-3, noise=0.02, contrast=(0.6, 2.0))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs of images (B, C, H, W) on the grid.
+
+        Returns:
+            ``probability`` (B, 1, h, w) logits, ``distances`` (B, R, h, w) in input pixels, and with several
+            categories ``category`` (B, K + 1, h, w) logits, background first.
+        """
+        features = self.features(self.body(self.stem(images)))
+        outputs = {"probability": self.probability(features), "distances": self.distances(features)}
+        if self.category is not None:
+            outputs["category"] = self.category(features)
+        return outputs
+
+    def targets(self, segments: Segments) -> dict[str, Tensor]:
+        """Normalised distance to the background, ray lengths, validity and (with several categories) classes."""
+        from everymask.ops.distance import object_probability
+        from everymask.ops.stars import star_distances
+
+        ids = segments.label_map("last")
+        objects = np.maximum(ids, 0)
+        step = self.grid
+        targets = {
+            "probability": torch.from_numpy(object_probability(objects)[None, ::step, ::step].copy()),
+            "distances": torch.from_numpy(star_distances(objects, self.rays, step).transpose(2, 0, 1).copy()),
+            "valid": torch.from_numpy((ids[None, ::step, ::step] != VOID).astype(np.float32)),
+        }
+        if self.category is not None:
+            table = np.concatenate([[VOID, 0], segments.category + 1])
+            targets["category"] = torch.from_numpy(table[ids[::step, ::step] + 1])
+        return targets
+
+    def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of the probability plus weighted L1 of the distances (paper, section 2; official weights)."""
+        probability, valid = targets["probability"], targets["valid"]
+        inside = probability * valid
+        outside = (1 - probability) * valid
+        terms = {
+            "probability": binary_cross_entropy(outputs["probability"], probability, valid),
+            "distances": self.distance_weight * masked_l1(outputs["distances"], targets["distances"], inside),
+        }
+        # Far from objects the rays should be short, not arbitrary.
+        shrink = (outside * outputs["distances"].float().abs()).mean()
+        terms["distances"] = terms["distances"] + self.distance_weight * self.background_weight * shrink
+        if "category" in outputs:
+            terms["category"] = cross_entropy(outputs["category"], targets["category"])
+        return terms
+
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+        """Candidates above the probability threshold, greedy non-maximum suppression, drawing."""
+        from everymask.ops.stars import candidates, non_maximum_suppression, render_stars
+
+        probabilities = outputs["probability"].float().sigmoid().cpu().numpy()[:, 0]
+        distances = outputs["distances"].float().cpu()
+        classes = outputs["category"].float().argmax(1).cpu().numpy() if "category" in outputs else None
+        found = []
+        for i, (height, width) in enumerate(sizes):
+            rows, columns = -(-height // self.grid), -(-width // self.grid)
+            rays = distances[i, :, :rows, :columns].permute(1, 2, 0).contiguous().numpy()
+            points, scores, lengths = candidates(
+                probabilities[i, :rows, :columns], rays, self.thresholds["probability"], grid=self.grid
+            )
+            keep = non_maximum_suppression(points, scores, lengths, self.thresholds["overlap"])
+            points, scores, lengths = points[keep], scores[keep], lengths[keep]
+            category = np.zeros(len(points), np.int64)
+            if classes is not None:
+                at = (points // self.grid).astype(np.int64)
+                category = np.maximum(classes[i][at[:, 0], at[:, 1]] - 1, 0)
+            ids = render_stars(points, lengths, (height, width))
+            drawn = Segments((height, width), category, LabelMap(ids), score=scores)
+            # A star that others cover entirely has no pixel left.
+            found.append(drawn[drawn.areas() > 0])
+        return found
+
+    def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
+        """Turns the maps back and sorts the rays into their old directions."""
+        undone = super().undo_dihedral(outputs, flip, turns)
+        ray = torch.arange(self.rays, device=outputs["distances"].device)
+        # Ray k points along (cos, sin)(2 pi k / R) in (x, y down). Turning the image counter-clockwise by a quarter
+        # takes direction a to a - pi/2 in these coordinates; a left-right flip takes a to pi - a.
+        if turns % 4 and self.rays % 4:
+            raise InputError(f"quarter turns need a multiple of 4 rays, the model has {self.rays}")
+        source = ray - turns * self.rays // 4
+        if flip:
+            if self.rays % 2:
+                raise InputError(f"flips need an even number of rays, the model has {self.rays}")
+            source = self.rays // 2 - source
+        undone["distances"] = undone["distances"][:, source % self.rays]
+        return undone

@@ -1,0 +1,112 @@
+"""The training recipe: every number of a training run that is not part of the network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from everymask.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a method is trained. A method's default recipe is changed by `with_options`, never inherited.
+
+    Args:
+        epochs: Passes over the training data.
+        steps_per_epoch: Optimiser steps of an epoch; 0 means as many as cover each image once.
+        batch_size: Crops per optimiser step and process, before accumulation.
+        accumulate: Batches whose gradients are summed before a step.
+        crop: Side of the square training crop in pixels.
+        foreground: Share of the crops that are placed so that they hold an object, 0..1.
+        learning_rate: Peak learning rate.
+        optimiser: Name of the optimiser.
+        weight_decay: Decoupled weight decay (not applied to biases and normalisation).
+        schedule: ``cosine`` decays to 1 % of the peak, ``plateau`` divides by `plateau_factor` whenever the validation loss has
+            not improved for `plateau_patience` epochs, ``constant`` keeps the rate.
+        warmup: Epochs of linear warm-up (fractions allowed).
+        plateau_factor: Factor in 0..1 of the plateau schedule.
+        plateau_patience: Epochs without improvement before the plateau schedule acts.
+        clip: Largest norm of the gradient; 0 switches clipping off.
+        ema: Decay per step of the exponential moving average of the weights that is validated and saved; 0 switches it off.
+        precision: ``auto`` takes bfloat16 where the device computes it fast, else float32.
+        flip: Random flips and quarter turns.
+        rotate: Largest random rotation in degrees (0 switches it off).
+        scale: Range of the random magnification.
+        brightness: Added to the normalised image, uniform in -brightness..brightness.
+        contrast: Range of the factor on the normalised image.
+        gamma: Range of the random exponent on the normalised image.
+        noise: Largest standard deviation of Gaussian noise on the normalised image.
+        blur: Largest standard deviation in pixels of a random Gaussian blur.
+        invert: Probability of inverting the image.
+        colour: Largest random change of single channels, as a share of the range.
+        validate_every: Epochs between validations.
+        monitor: Validation figure that picks the best checkpoint: ``loss`` or ``metric`` (the method's headline metric).
+        patience: Validations without improvement before training stops early; 0 never stops early.
+        tune: Optimise the decision thresholds on the validation data at the end.
+        seed: Seed of every random number.
+        workers: Loader processes; -1 picks a number from the cores.
+    """
+
+    epochs: int = 100
+    steps_per_epoch: int = 0
+    batch_size: int = 8
+    accumulate: int = 1
+    crop: int = 256
+    foreground: float = 0.9
+    learning_rate: float = 1e-3
+    optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup: float = 1.0
+    plateau_factor: float = 0.5
+    plateau_patience: int = 10
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    flip: bool = True
+    rotate: float = 0.0
+    scale: tuple[float, float] = (0.8, 1.25)
+    brightness: float = 0.2
+    contrast: tuple[float, float] = (0.6, 1.6)
+    gamma: tuple[float, float] = (1.0, 1.0)
+    noise: float = 0.02
+    blur: float = 0.0
+    invert: float = 0.0
+    colour: float = 0.0
+    validate_every: int = 1
+    monitor: Literal["loss", "metric"] = "metric"
+    patience: int = 0
+    tune: bool = True
+    seed: int = 0
+    workers: int = -1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "crop", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("foreground", "invert", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be in 0..1, got {getattr(self, name)}")
+        for name in ("scale", "contrast", "gamma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise InputError(f"{name} must be two numbers with 0 < low <= high, got {low} {high}")
+
+    def with_options(self, **options: Any) -> Recipe:
+        """The recipe with some numbers changed.
+
+        Raises:
+            InputError: An option does not exist (the nearest are named) or is out of range.
+        """
+        known = {each.name for each in fields(self)}
+        for name in options:
+            if name not in known:
+                raise unknown_name("recipe option", name, known)
+        return replace(self, **options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for model files and logs."""
+        return asdict(self)

@@ -1,0 +1,268 @@
+"""`Model`: the one object a user holds, with the verbs of the command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from everymask.errors import InputError, unknown_name
+from everymask.methods import method_class
+from everymask.methods.base import Method
+from everymask.metrics.evaluate import Evaluation, evaluate
+from everymask.types import Categories, Category, Dataset, Sample, Segments, Task
+from everymask.weights import find_model, load_model, save_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from everymask.data.preprocessing import Preprocessing
+    from everymask.methods.recipe import Recipe
+    from everymask.predict.predictor import Predictor
+    from everymask.train.loop import TrainingResult
+
+TrainingSource = Dataset | Path | str
+
+
+class Model:
+    """A method with its weights, categories and preprocessing.
+
+    Args:
+        method: Name in `everymask.methods.METHODS`, ``module:Class``, or a `Method`.
+        categories: Names or `Category` objects of what is to be found.
+        channels: Channels the network takes: 3 also for mixed grey and colour images, 1 for grey.
+        preprocessing: How images become inputs; default: the method's own.
+        options: Constructor arguments of the method.
+
+    Example:
+        >>> model = Model.load("nuclei")
+        >>> segments = model.predict(image)
+    """
+
+    def __init__(
+        self,
+        method: str | Method,
+        categories: Categories | Iterable[Category | str] = ("object",),
+        *,
+        channels: int = 3,
+        preprocessing: Preprocessing | None = None,
+        **options: Any,
+    ) -> None:
+        self.categories = categories if isinstance(categories, Categories) else Categories(categories)
+        if isinstance(method, Method):
+            if options:
+                raise InputError(f"options {sorted(options)} cannot change a method that exists already")
+            self.method = method
+        else:
+            kind = method_class(method)
+            check_options(kind, options)
+            self.method = kind(classes=len(self.categories), channels=channels, **options)
+        if self.method.classes != len(self.categories):
+            raise InputError(f"the method has {self.method.classes} classes, but there are {len(self.categories)} categories")
+        self.preprocessing = preprocessing or type(self.method).preprocessing(self.method.channels)
+        self.metadata: dict[str, Any] = {}
+        self._predictor: tuple[tuple[Any, ...], Predictor] | None = None
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """A bundled model by name, or a model file.
+
+        Raises:
+            InputError: It does not exist, or is no model file of this package.
+        """
+        loaded = load_model(find_model(name_or_path))
+        model = cls(loaded.method, loaded.categories, preprocessing=loaded.preprocessing)
+        model.metadata = loaded.metadata
+        return model
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file that `load` needs nothing else for."""
+        save_model(path, self.method, self.categories, self.preprocessing, metadata=self._extra_metadata())
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """What the model predicts."""
+        return type(self.method).tasks
+
+    def predictor(self, *, tile: int = 1024, tta: bool = False, device: str | None = None) -> Predictor:
+        """The engine behind `predict`; kept while weights, thresholds and options stay the same."""
+        from everymask.predict.predictor import Predictor
+
+        # In-place changes of a tensor raise its version, so that training on after a prediction is noticed.
+        versions = tuple(each._version for each in self.method.state_dict().values())
+        key = (tile, tta, device, tuple(sorted(self.method.thresholds.items())), id(self.method), hash(versions))
+        if self._predictor is None or self._predictor[0] != key:
+            made = Predictor(self.method, self.preprocessing, device=device, tile=tile, tta=tta)
+            self._predictor = (key, made)
+        return self._predictor[1]
+
+    def predict(
+        self,
+        image: NDArray[Any],
+        *,
+        tile: int = 1024,
+        tta: bool = False,
+        limits: NDArray[np.float32] | None = None,
+        device: str | None = None,
+    ) -> Segments:
+        """Segments of an image, with the data set's category ids.
+
+        Args:
+            image: (H, W) or (H, W, C), any real number type, any size.
+            tile: Images larger than this are predicted tile by tile; the result is stitched without seams.
+            tta: Average over the eight flips and quarter turns: slower, a little more accurate.
+            limits: Intensity limits from `Preprocessing.limits`, to treat several images alike.
+            device: Such as ``"cuda"``; default: the fastest there is.
+        """
+        found = self.predictor(tile=tile, tta=tta, device=device)(image, limits)
+        return found.with_category(self.categories.ids[found.category])
+
+    def train(
+        self,
+        data: TrainingSource,
+        val: TrainingSource | None = None,
+        *,
+        out: Path | str,
+        recipe: Recipe | None = None,
+        resume: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> TrainingResult:
+        """Trains the method on `data`; afterwards the model holds the best weights and tuned thresholds.
+
+        Args:
+            data: Data set or its path.
+            val: Data for validation; without it a tenth of `data` is held out.
+            out: Folder for checkpoints, log, report and ``model.safetensors``.
+            recipe: Default: the method's own.
+            resume: Go on from the checkpoint in `out`.
+            provenance: Written into the model file: data, licence, command.
+            quiet: No progress line.
+            options: Changes of the recipe, such as ``epochs=20``.
+        """
+        from everymask.report.curves import training_report
+        from everymask.train.loop import train
+
+        training = _dataset(data)
+        validation = _dataset(val) if val is not None else None
+        if validation is None:
+            training, validation = hold_out(training)
+        chosen = (recipe or type(self.method).recipe()).with_options(**options)
+        result = train(
+            self.method,
+            training,
+            validation,
+            recipe=chosen,
+            preprocessing=self.preprocessing,
+            categories=self.categories,
+            out=Path(out),
+            resume=resume,
+            provenance=dict(provenance or {}),
+            quiet=quiet,
+        )
+        loaded = load_model(result.model)
+        self.method, self.metadata, self._predictor = loaded.method, loaded.metadata, None
+        training_report(Path(out))
+        return result
+
+    def evaluate(
+        self,
+        data: TrainingSource,
+        *,
+        protocol: str = "auto",
+        tta: bool = False,
+        tile: int = 1024,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:
+        """Scores the model on a data set or its path by an official protocol."""
+        dataset = _dataset(data)
+
+        def predict(sample: Sample) -> Segments:
+            try:
+                found = self.predictor(tile=tile, tta=tta)(sample.image)
+            except InputError as error:
+                raise InputError(f"{sample.path or sample.name}: {error}") from error
+            return found.with_category(ids[found.category])
+
+        ids = self._ids_in(dataset)
+        return evaluate(dataset, predict, protocol=protocol, tasks=self.tasks, progress=progress)
+
+    def export(self, kind: str, path: Path | str) -> dict[str, float]:
+        """Writes the network for other programs and checks that it says the same.
+
+        Args:
+            kind: ``"onnx"``.
+            path: Target file.
+
+        Returns:
+            The largest difference of each output, relative to its range.
+        """
+        if kind != "onnx":
+            raise unknown_name("export format", kind, ["onnx"])
+        from everymask.export.onnx import export_onnx
+
+        header = {"categories": self.categories.to_json(), "preprocessing": self.preprocessing.to_json()}
+        header |= {"thresholds": self.method.thresholds, "stride": self.method.stride, "grid": self.method.grid}
+        return export_onnx(self.method, Path(path), header)
+
+    def _ids_in(self, dataset: Dataset) -> NDArray[np.int64]:
+        """The data set's ids of the model's categories: by name, or by position where the only category differs in name."""
+        import numpy as np
+
+        if len(self.categories) == len(dataset.categories) == 1:
+            return dataset.categories.ids
+        names = {each.name: each.id for each in dataset.categories}
+        absent = [name for name in self.categories.names if name not in names]
+        if absent:
+            raise InputError(
+                f"{dataset.root}: the model's categories {absent} do not exist in the data, "
+                f"which has {dataset.categories.names}; rename them there or evaluate on data with the same categories"
+            )
+        return np.array([names[name] for name in self.categories.names], dtype=np.int64)
+
+    def _extra_metadata(self) -> dict[str, Any]:
+        own = {"format", "method", "config", "thresholds", "categories", "preprocessing"}
+        return {key: value for key, value in self.metadata.items() if key not in own}
+
+
+def load(name_or_path: str | Path) -> Model:
+    """`Model.load`: a bundled model by name, or a model file."""
+    return Model.load(name_or_path)
+
+
+def check_options(kind: type[Method], options: Mapping[str, Any]) -> None:
+    """Refuses options that the constructor of a method does not have.
+
+    Raises:
+        InputError: Names the option and the nearest ones that exist.
+    """
+    known = set(inspect.signature(kind.__init__).parameters) - {"self", "classes", "channels"}
+    for name in options:
+        if name not in known:
+            raise unknown_name(f"option of {kind.__name__}", name, known)
+
+
+def hold_out(data: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Splits a data set into training and validation at random, always in the same way.
+
+    Raises:
+        InputError: There are fewer than two images.
+    """
+    import numpy as np
+
+    if len(data) < 2:
+        raise InputError(f"{data.root}: {len(data)} image cannot be split; give a validation set by --val")
+    order = np.random.default_rng(seed).permutation(len(data))
+    count = max(1, round(share * len(data)))
+    return data.subset(sorted(order[count:].tolist())), data.subset(sorted(order[:count].tolist()))
+
+
+def _dataset(source: TrainingSource) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    from everymask.formats import open_dataset
+
+    return open_dataset(source)

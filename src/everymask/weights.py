@@ -1,0 +1,199 @@
+"""Model files: one safetensors file with the weights and everything needed to use them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from everymask.errors import InputError, unknown_name
+from everymask.files import atomic_write
+
+if TYPE_CHECKING:
+    from everymask.data.preprocessing import Preprocessing
+    from everymask.methods.base import Method
+    from everymask.types import Categories
+
+FORMAT = "1"
+"""Version of the metadata; a file of a later version is refused with the advice to update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Weights that come with the package.
+
+    Args:
+        file: File name below the package's ``assets/weights``.
+        title: One line for tables.
+        licence: Licence of the weights (SPDX).
+    """
+
+    file: str
+    title: str
+    licence: str
+
+
+MODELS = {
+    "nuclei": Source("nuclei.safetensors", "Cell nuclei in fluorescence, brightfield and histology images", "Apache-2.0"),
+}
+"""Name -> file of the bundled weights."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The contents of a model file."""
+
+    method: Method
+    categories: Categories
+    preprocessing: Preprocessing
+    metadata: dict[str, Any]
+
+
+def save_model(
+    path: Path | str,
+    method: Method,
+    categories: Categories,
+    preprocessing: Preprocessing,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a model file.
+
+    Args:
+        path: Target, usually ``*.safetensors``; replaced in one step.
+        method: Network and configuration.
+        categories: The data set's categories in the order of the class indices.
+        preprocessing: How images become inputs.
+        metadata: Anything else worth keeping, as JSON values: licence, provenance, recipe, measured scores.
+    """
+    from safetensors.torch import save_file
+
+    from everymask.methods import method_name
+
+    header = {
+        "format": FORMAT,
+        "method": method_name(method),
+        "config": method.config,
+        "thresholds": method.thresholds,
+        "categories": categories.to_json(),
+        "preprocessing": preprocessing.to_json(),
+        **(metadata or {}),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"everymask": json.dumps(header)})
+
+
+def read_metadata(path: Path | str) -> dict[str, Any]:
+    """The metadata of a model file, without reading the weights or importing torch.
+
+    Raises:
+        InputError: The file is missing, damaged, or no model file of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file; `everymask models` lists the names that are known")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start[:2] == b"\x80\x02" or start[:4] == b"PK\x03\x04":
+            raise InputError(
+                f"{path} is a Python pickle, which can run code when it is read; "
+                "only safetensors files written by `everymask train` are loaded"
+            )
+        if len(start) < 8 or length > min(size, 100_000_000):
+            raise InputError(f"{path} is no model file (safetensors) or is cut off; train or download it again")
+        try:
+            header = json.loads(file.read(length))
+            end = max((each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise InputError(f"{path} is no model file (safetensors) or is damaged; train or download it again") from error
+    if end + 8 + length != size:
+        raise InputError(f"{path} is cut off ({size} of {end + 8 + length} bytes); copy or download it again")
+    try:
+        metadata = json.loads(header["__metadata__"]["everymask"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} was not written by everymask (no configuration in it); only its own files load") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}; update everymask")
+    return metadata
+
+
+def load_model(path: Path | str) -> Loaded:
+    """Reads a model file: the method in evaluation mode with its weights, on the CPU.
+
+    Raises:
+        InputError: As `read_metadata`; or the method is unknown; or weights are missing, left over or of another shape.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from everymask.data.preprocessing import Preprocessing
+    from everymask.methods import method_class
+    from everymask.types import Categories
+
+    metadata = read_metadata(path)
+    try:
+        kind = method_class(metadata["method"])
+        method = kind(**_tuples(metadata["config"]))
+        categories = Categories.from_json(metadata["categories"])
+        preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+        method.thresholds = {**method.thresholds, **metadata["thresholds"]}
+        tensors = load_file(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path} does not fit this version of everymask: {error}; train it again") from error
+    load_strictly(method, tensors, str(path))
+    return Loaded(method.eval(), categories, preprocessing, metadata)
+
+
+def load_strictly(method: Method, tensors: Mapping[str, Any], origin: str) -> None:
+    """Copies `tensors` into `method`; every parameter and buffer must be there, and nothing else.
+
+    Raises:
+        InputError: Lists every missing and unexpected name and every shape that differs.
+    """
+    own = method.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & tensors.keys())
+        if tensors[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        raise InputError(
+            f"{origin}: the weights do not fit the method; missing: {missing}; unexpected: {unexpected}; shapes: {shapes}"
+        )
+    method.load_state_dict(dict(tensors))
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The file of a named model or the path itself.
+
+    Raises:
+        InputError: It is neither a known name nor a file.
+    """
+    text = str(name_or_path)
+    if text in MODELS:
+        return Path(str(resources.files("everymask") / "assets" / "weights" / MODELS[text].file))
+    path = Path(text)
+    if path.exists():
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the model file in it, such as {path / 'model.safetensors'}")
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise InputError(f"{path}: no such model file; `everymask models` lists the names that are known")
+    raise unknown_name("model", text, MODELS)
+
+
+def _tuples(values: Any) -> Any:
+    """JSON has lists only; configurations have tuples."""
+    if isinstance(values, dict):
+        return {key: _tuples(value) for key, value in values.items()}
+    return tuple(_tuples(each) for each in values) if isinstance(values, list) else values
