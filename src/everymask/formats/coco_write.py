@@ -1,0 +1,174 @@
+"""Writing COCO instances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from everymask import __version__
+from everymask.errors import InputError
+from everymask.files import atomic_write
+from everymask.formats.coco_schema import json_boxes
+from everymask.formats.exporting import copy_image
+from everymask.formats.images import image_size
+from everymask.types import Categories, Dataset, Polygons, Sample, Segments
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
+    """Writes `instances.json` and `images/`; reading them gives the same segments.
+
+    Outlines stay polygons, with the numbers they have; those with holes, masks and label maps become compressed RLE,
+    crowds among them uncompressed RLE, as in COCO. Ids of images (``extra["image_id"]``) and annotations (attribute
+    ``id``) stay as long as they are unique; new ones are given where there are none.
+
+    Args:
+        dataset: Segments of any geometry, boxes included; void pixels are not kept.
+        target: The folder.
+        link_images: Make hard links of the image files instead of copies.
+
+    Raises:
+        InputError: A sample is a volume, or has segments without a box.
+    """
+    numbers = _numbers(dataset)
+    images: list[dict[str, Any]] = []
+    licences: dict[Any, Any] = {}
+    identifiers = _Identifiers()
+    with atomic_write(target / "instances.json") as temporary, temporary.open("wb") as stream:
+        stream.write(_ENCODER.encode({"info": {"description": f"written by EveryMask {__version__}"}})[:-1])
+        stream.write(b',"annotations":[\n')
+        separator = b""
+        for sample, number in zip(dataset, numbers, strict=True):
+            file = copy_image(sample, target / "images", link=link_images)
+            size = image_size(file) if sample.segments is None else sample.segments.size
+            if len(size) != 2:
+                raise InputError(
+                    f"{sample.name} is a volume of {size}, which COCO cannot hold; write label_images instead"
+                )
+            if (licence := sample.extra.get("license_entry")) is not None:
+                licences[licence["id"]] = licence
+            images.append(_image(sample, number, file.relative_to(target / "images").as_posix(), size))
+            if sample.segments is None:
+                continue
+            for entry in _annotations(sample, sample.segments, dataset.categories, number, identifiers):
+                stream.write(separator + _ENCODER.encode(entry))
+                separator = b",\n"
+        rest = {"images": images, "categories": _categories(dataset.categories), "licenses": list(licences.values())}
+        stream.write(b"\n]," + _ENCODER.encode(rest)[1:])
+
+
+def segmentations(segments: Segments) -> list[Any]:
+    """COCO's `segmentation` of each segment; None where there is no geometry."""
+    if segments.geometry is None:
+        return [None] * len(segments)
+    if isinstance(segments.geometry, Polygons):
+        flat = [not any(part.holes for part in parts) for parts in segments.geometry.parts]
+        found: list[Any] = [
+            [part.exterior.ravel().tolist() for part in parts] if plain and parts else None
+            for parts, plain in zip(segments.geometry.parts, flat, strict=True)
+        ]
+        holed = np.flatnonzero(~np.array(flat, bool))
+        if len(holed):
+            for position, mask in zip(holed, segmentations_of_masks(segments[holed]), strict=True):
+                found[int(position)] = mask
+        return found
+    return segmentations_of_masks(segments)
+
+
+def segmentations_of_masks(segments: Segments) -> list[dict[str, Any]]:
+    """RLE of each segment: a string, or a list of numbers for crowds."""
+    from everymask.ops import rle
+
+    masks = segments.rles()
+    strings = rle.to_strings(masks.counts, masks.offsets)
+    size = list(masks.size)
+    return [
+        {"size": size, "counts": masks[i].tolist() if segments.crowd[i] else strings[i].decode("ascii")}
+        for i in range(len(segments))
+    ]
+
+
+class _Identifiers:
+    """Ids of annotations: the wanted one as long as it is free, else the next above all others."""
+
+    def __init__(self) -> None:
+        self._used: set[int] = set()
+        self._highest = 0
+
+    def take(self, wanted: object) -> int:
+        chosen = wanted if isinstance(wanted, int) and wanted not in self._used else self._highest + 1
+        self._used.add(chosen)
+        self._highest = max(self._highest, chosen)
+        return chosen
+
+
+def _numbers(dataset: Dataset) -> list[int]:
+    """An id for each image: its own, or the lowest one that is free."""
+    own = [sample.extra.get("image_id") for sample in dataset]
+    taken = {each for each in own if isinstance(each, int)}
+    if len(taken) == len(own):
+        return [int(each) for each in own if each is not None]
+    free = (number for number in range(1, len(own) + len(taken) + 2) if number not in taken)
+    seen: set[int] = set()
+    numbers = []
+    for each in own:
+        number = each if isinstance(each, int) and each not in seen else next(free)
+        seen.add(number)
+        numbers.append(number)
+    return numbers
+
+
+def _image(sample: Sample, number: int, file_name: str, size: tuple[int, ...]) -> dict[str, Any]:
+    known = {"id": number, "file_name": file_name, "width": int(size[1]), "height": int(size[0])}
+    extra = {key: value for key, value in sample.extra.items() if key not in {"image_id", "license_entry"}}
+    return {**extra, **known}
+
+
+def _annotations(
+    sample: Sample, segments: Segments, categories: Categories, number: int, identifiers: _Identifiers
+) -> Iterator[dict[str, Any]]:
+    """The annotations of an image."""
+    if len(segments) and not segments.has_boxes:
+        raise InputError(f"{sample.name} has tags of the whole image, without boxes, which COCO instances cannot hold")
+    categories.indices(segments.category)
+    shapes = segmentations(segments)
+    boxes = json_boxes(segments.boxes()) if len(segments) else []
+    areas = segments.areas()
+    columns = {name: column.tolist() for name, column in segments.attributes.items()}
+    own_ids, own_areas = columns.pop("id", None), columns.pop("area", None)
+    for i in range(len(segments)):
+        entry: dict[str, Any] = {
+            "id": identifiers.take(own_ids[i] if own_ids else None),
+            "image_id": number,
+            "category_id": int(segments.category[i]),
+            "bbox": boxes[i],
+            # Not a number is what a missing area was read as.
+            "area": own_areas[i] if own_areas and own_areas[i] == own_areas[i] else int(areas[i]),
+            "iscrowd": int(segments.crowd[i]),
+        }
+        if shapes[i] is not None:
+            entry["segmentation"] = shapes[i]
+        if segments.score is not None:
+            entry["score"] = float(segments.score[i])
+        if columns:
+            entry["attributes"] = {name: column[i] for name, column in columns.items()}
+        yield entry
+
+
+def _categories(categories: Categories) -> list[dict[str, Any]]:
+    entries = []
+    for each in categories:
+        entry: dict[str, Any] = {"id": each.id, "name": each.name}
+        if each.supercategory is not None:
+            entry["supercategory"] = each.supercategory
+        if not each.is_thing:
+            entry["isthing"] = 0
+        if each.colour is not None:
+            entry["color"] = list(each.colour)
+        entries.append(entry)
+    return entries

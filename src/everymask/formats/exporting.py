@@ -1,0 +1,70 @@
+"""What all writers of data sets share: names that stay inside the folder, and images that stay as they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from everymask.errors import InputError
+from everymask.formats.images import write_image
+from everymask.formats.listing import IMAGE_SUFFIXES
+from everymask.types import Sample
+
+
+def check_relative(name: str, source: str) -> str:
+    """Makes sure that a path from a file stays below the folder it is relative to.
+
+    Args:
+        name: The path, with forward slashes.
+        source: Where it is from, for the message.
+
+    Raises:
+        InputError: It is empty, absolute, or leads out of the folder by ``..``; or it has backslashes or a null.
+    """
+    # Plain string tests, since there may be a hundred thousand names; name[1:2] is the colon of a Windows drive.
+    if not name or ".." in name.split("/") or name[0] == "/" or name[1:2] == ":" or "\\" in name or "\0" in name:
+        raise InputError(
+            f"{source}: {name!r} is no path below the data set; expected a relative path with forward slashes and "
+            "without '..'"
+        )
+    return name
+
+
+def copy_image(sample: Sample, folder: Path, *, link: bool = False) -> Path:
+    """Puts the image of a sample into a folder: the file itself if there is one, else a PNG or a TIFF without loss.
+
+    Args:
+        sample: Its name becomes the path below `folder`.
+        folder: The folder of images.
+        link: Make a hard link instead of a copy, where the file system can. Then a change of either file is a change of
+            both.
+
+    Returns:
+        The file, `folder` included.
+
+    Raises:
+        InputError: The name leads out of the folder, or the image cannot be read or written.
+    """
+    check_relative(sample.name, "name of a sample")
+    source = sample.path
+    if source is not None and source.suffix.lower() in IMAGE_SUFFIXES:
+        target = folder / f"{sample.name}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if link:
+                try:
+                    os.link(source, target)
+                except OSError:
+                    # Another disk, or a file system without hard links.
+                    shutil.copyfile(source, target)
+            else:
+                shutil.copyfile(source, target)
+        except OSError as error:
+            raise InputError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+        return target
+    image = sample.image
+    plain = image.ndim == 3 and (image.dtype.name, image.shape[-1]) in {("uint8", 1), ("uint8", 3), ("uint16", 1)}
+    target = folder / f"{sample.name}{'.png' if plain else '.tif'}"
+    write_image(target, image)
+    return target
