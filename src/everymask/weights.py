@@ -100,12 +100,13 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if start[:2] == b"\x80\x02" or start[:4] == b"PK\x03\x04":
-            raise InputError(
-                f"{path} is a Python pickle, which can run code when it is read; "
-                "only safetensors files written by `everymask train` are loaded"
-            )
         if len(start) < 8 or length > min(size, 100_000_000):
+            # Bare pickles begin with their protocol, the archives of torch.save are zip files.
+            if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+                raise InputError(
+                    f"{path} is a Python pickle, which can run code when it is read; "
+                    "only safetensors files written by `everymask train` are loaded"
+                )
             raise InputError(f"{path} is no model file (safetensors) or is cut off; train or download it again")
         try:
             header = json.loads(file.read(length))
