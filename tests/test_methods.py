@@ -164,6 +164,16 @@ def test_void_counts_in_no_loss() -> None:
         assert all(float(first[key]) == pytest.approx(float(second[key]), rel=1e-6) for key in first)
 
 
+def test_crowd_regions_teach_stardist_nothing() -> None:
+    ids = discs(64)
+    crowd = np.zeros(ids.max(), bool)
+    crowd[[0, 2]] = True
+    targets = StarDist(grid=1, base=4, depth=1).targets(Segments(ids.shape, crowd * 0, LabelMap(ids), crowd=crowd))
+    region = np.isin(ids, [1, 3])
+    assert np.array_equal(targets["valid"][0].numpy() == 0, region)
+    assert not targets["probability"][0].numpy()[region].any()
+
+
 def test_unet_weights_the_gap_between_objects() -> None:
     ids = np.zeros((40, 40), np.int32)
     ids[10:30, 5:19], ids[10:30, 21:35] = 1, 2

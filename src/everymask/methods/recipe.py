@@ -7,6 +7,22 @@ from typing import Any, Literal
 
 from everymask.errors import InputError, unknown_name
 
+_NOT_NEGATIVE = (
+    "steps_per_epoch",
+    "weight_decay",
+    "warmup",
+    "plateau_patience",
+    "clip",
+    "rotate",
+    "brightness",
+    "noise",
+    "blur",
+    "colour",
+    "patience",
+    "seed",
+)
+"""Numbers that may be 0, which often switches something off, but not less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -14,7 +30,9 @@ class Recipe:
 
     Args:
         epochs: Passes over the training data.
-        steps_per_epoch: Optimiser steps of an epoch; 0 means as many as cover each image once.
+        steps_per_epoch: Optimiser steps of an epoch; 0 means as many as make each image's visits.
+        visits: How often an epoch visits an image: ``once``, or as many times as crops fit along its ``side`` or into its ``area``,
+            so that large images are not learnt less than small ones.
         batch_size: Crops per optimiser step and process, before accumulation.
         accumulate: Batches whose gradients are summed before a step.
         crop: Side of the square training crop in pixels.
@@ -50,6 +68,7 @@ class Recipe:
 
     epochs: int = 100
     steps_per_epoch: int = 0
+    visits: Literal["once", "side", "area"] = "once"
     batch_size: int = 8
     accumulate: int = 1
     crop: int = 256
@@ -85,6 +104,12 @@ class Recipe:
         for name in ("epochs", "batch_size", "accumulate", "crop", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least = dict.fromkeys(_NOT_NEGATIVE, 0) | {"workers": -1}
+        for name, lowest in at_least.items():
+            if not getattr(self, name) >= lowest:
+                raise InputError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if not 0 < self.plateau_factor < 1:
+            raise InputError(f"plateau_factor must be between 0 and 1, got {self.plateau_factor}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
         for name in ("foreground", "invert", "ema"):

@@ -10,6 +10,7 @@ Labels: 0 is background; negative labels are void, and count as background here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,13 +61,65 @@ def object_probability(labels: NDArray[np.integer], spacing: Sequence[float] | N
     """
     labels = _checked_labels(labels)
     squared = _squared_distances(labels, spacing)
-    ids = labels
-    if labels.size and int(labels.max()) > labels.size:  # sparse ids would need a table of maxima larger than the image
-        ids = np.unique(labels, return_inverse=True)[1].astype(np.int32)
-    return _divide_by_object_maximum(ids.ravel(), squared.ravel()).reshape(labels.shape)
+    return _divide_by_object_maximum(_compact_ids(labels).ravel(), squared.ravel()).reshape(labels.shape)
 
 
-def _checked_labels(labels: NDArray[np.integer]) -> NDArray[np.int32]:
+def signed_distance(mask: NDArray[np.bool_], spacing: Sequence[float] | None = None) -> NDArray[np.float32]:
+    """Distance to the edge of a mask, positive inside and negative outside.
+
+    Inside it is the distance to the nearest pixel outside, and the other way round, so that neighbours across the edge
+    have +1 and -1. As a target it is commonly squashed, `tanh(signed_distance / sigma)`.
+
+    Args:
+        mask: True inside, `(H, W)` or `(Z, H, W)`.
+        spacing: pixel size along each axis; 1 along each axis where not given.
+
+    Returns:
+        Signed distances, same shape. A mask without an edge (all True, all False) has the length of the diagonal of the
+        image everywhere, with its sign.
+
+    Raises:
+        InputError: as `distance_to_edge`.
+    """
+    inside = _checked_labels(mask) > 0
+    sides = np.where(inside, np.int32(1), np.int32(2))
+    if inside.size and inside.all() == inside.any():
+        steps = np.ones(inside.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
+        distance = np.full(inside.shape, np.linalg.norm(steps * inside.shape))
+    else:
+        distance = np.sqrt(_squared_distances(sides, spacing))
+    return np.where(inside, distance, -distance).astype(np.float32)
+
+
+def unet_weight_map(labels: NDArray[np.integer], w0: float = 10.0, sigma: float = 5.0) -> NDArray[np.float32]:
+    """Border weights of the U-Net: high on background between two close objects.
+
+    Ronneberger et al. 2015, eq. 2, without the class weight: `w0 * exp(-(d1 + d2)^2 / (2 sigma^2))` on background
+    pixels, d1 and d2 being the distances to the nearest pixels of the nearest and of the second nearest object. Sums of
+    distances above `6 sigma` count as infinite; the weight there is below `w0 * 2e-8`.
+
+    Args:
+        labels: object ids `(H, W)`; 0 and negative ids are background.
+        w0: weight of the border in the limit of touching objects.
+        sigma: width of the border, in pixels, above 0.
+
+    Returns:
+        Weights `(H, W)` in [0, w0]; 0 inside objects, and everywhere with fewer than two objects. Add 1 or a class
+        weight before use.
+
+    Raises:
+        InputError: for other than 2 axes, labels that are no integers, or a sigma that is not positive.
+    """
+    labels = _checked_labels(labels)
+    if labels.ndim != 2 or not sigma > 0:
+        raise InputError(f"labels, sigma: got {labels.ndim} axes and {sigma}, expected (H, W) and a sigma above 0")
+    if labels.size == 0:
+        return np.zeros(labels.shape, dtype=np.float32)
+    sums = _sum_of_two_nearest(_compact_ids(labels), math.ceil(6 * sigma))
+    return (w0 * np.exp(-(sums**2) / (2 * sigma**2))).astype(np.float32)
+
+
+def _checked_labels(labels: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int32]:
     """Labels as contiguous int32 with void set to background."""
     labels = np.asarray(labels)
     if labels.ndim not in (2, 3):
@@ -74,6 +127,14 @@ def _checked_labels(labels: NDArray[np.integer]) -> NDArray[np.int32]:
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == np.bool_):
         raise InputError(f"labels: got type {labels.dtype}, expected integer object ids; convert with .astype('int32')")
     return np.maximum(labels, 0).astype(np.int32, order="C", copy=False)
+
+
+def _compact_ids(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Ids no larger than the image has pixels, so that a table of them stays small; 0 stays 0."""
+    if labels.size == 0 or int(labels.max()) <= labels.size:
+        return labels
+    values, ids = np.unique(labels, return_inverse=True)
+    return (ids.reshape(labels.shape) + (values[0] > 0)).astype(np.int32)
 
 
 def _squared_distances(labels: NDArray[np.int32], spacing: Sequence[float] | None) -> NDArray[np.float64]:
@@ -97,7 +158,7 @@ def _squared_distances(labels: NDArray[np.int32], spacing: Sequence[float] | Non
 
 
 @njit(cache=True, nogil=True)
-def _sweep_first_axis(labels, spacing):  # pragma: no cover - compiled
+def _sweep_first_axis(labels: NDArray[np.int32], spacing: float) -> NDArray[np.float64]:  # pragma: no cover - compiled
     """Squared distance along the first axis of (n, m) to the nearest other label; inf where there is none."""
     n, m = labels.shape
     steps = np.empty((n, m), dtype=np.float64)
@@ -121,7 +182,9 @@ def _sweep_first_axis(labels, spacing):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _lower_envelope(labels, squared, spacing):  # pragma: no cover - compiled
+def _lower_envelope(
+    labels: NDArray[np.int32], squared: NDArray[np.float64], spacing: float
+) -> None:  # pragma: no cover - compiled
     """Minimum over each run of equal labels of `squared[q] + (spacing * (p - q))**2`, in place, rows of (n, length).
 
     The pixels just before and after a run belong to another label: they enter as parabolas of height 0. No pixel
@@ -168,7 +231,9 @@ def _lower_envelope(labels, squared, spacing):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _divide_by_object_maximum(labels, squared):  # pragma: no cover - compiled
+def _divide_by_object_maximum(
+    labels: NDArray[np.int32], squared: NDArray[np.float64]
+) -> NDArray[np.float32]:  # pragma: no cover - compiled
     """Square root of `squared` over its maximum of the same label, float32, for flat arrays."""
     largest = np.zeros(labels.max() + 1 if labels.size else 1, dtype=np.float64)
     for p in range(labels.size):
@@ -180,3 +245,48 @@ def _divide_by_object_maximum(labels, squared):  # pragma: no cover - compiled
     for p in range(labels.size):
         result[p] = np.sqrt(squared[p]) / largest[labels[p]] if squared[p] > 0 else 0.0
     return result
+
+
+@njit(cache=True, nogil=True)
+def _sum_of_two_nearest(labels: NDArray[np.int32], margin: int) -> NDArray[np.float64]:  # pragma: no cover - compiled
+    """Sum of the distances to the two nearest objects on background pixels; inf in objects and far from two objects.
+
+    Each object is measured only in its bounding box grown by `margin`, so the cost grows with the area near objects and
+    not with objects times image.
+    """
+    height, width = labels.shape
+    count = labels.max() + 1
+    box = np.empty((count, 4), dtype=np.int64)
+    box[:, 0], box[:, 1], box[:, 2], box[:, 3] = height, width, -1, -1
+    for i in range(height):
+        for j in range(width):
+            label = labels[i, j]
+            box[label, 0], box[label, 2] = min(box[label, 0], i), i
+            box[label, 1], box[label, 3] = min(box[label, 1], j), max(box[label, 3], j)
+    nearest = np.full((height, width), np.inf)
+    second = np.full((height, width), np.inf)
+    for label in range(1, count):
+        if box[label, 2] < 0:
+            continue
+        top, left = max(box[label, 0] - margin, 0), max(box[label, 1] - margin, 0)
+        bottom, right = min(box[label, 2] + margin + 1, height), min(box[label, 3] + margin + 1, width)
+        squared = np.full((bottom - top, right - left), np.inf)
+        for j in range(left, right):
+            steps = np.inf
+            for i in range(top, bottom):
+                steps = 0.0 if labels[i, j] == label else steps + 1.0
+                squared[i - top, j - left] = steps * steps
+            steps = np.inf
+            for i in range(bottom - 1, top - 1, -1):
+                steps = 0.0 if labels[i, j] == label else steps + 1.0
+                squared[i - top, j - left] = min(squared[i - top, j - left], steps * steps)
+        _lower_envelope(np.ones(squared.shape, dtype=np.int32), squared, 1.0)
+        for i in range(top, bottom):
+            for j in range(left, right):
+                if labels[i, j] == 0:
+                    distance = math.sqrt(squared[i - top, j - left])
+                    if distance < nearest[i, j]:
+                        nearest[i, j], second[i, j] = distance, nearest[i, j]
+                    elif distance < second[i, j]:
+                        second[i, j] = distance
+    return nearest + second

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 
 @njit(cache=True, nogil=True)
-def fill_polygons(vertices, order, height, width):  # pragma: no cover - compiled
-    """Fill polygons (N, R, 2) in the given order, polygon i with i + 1."""
+def fill_polygons(
+    vertices: NDArray[np.float32], order: NDArray[np.intp], height: int, width: int
+) -> NDArray[np.int32]:  # pragma: no cover - compiled
+    """Label image (height, width) of polygons, painted one over the other.
+
+    Args:
+        vertices: `(N, R, 2)` (y, x), in pixels.
+        order: indices of the polygons in the order of painting; polygon i is painted with i + 1.
+        height: rows of the label image.
+        width: columns of the label image.
+    """
     labels = np.zeros((height, width), dtype=np.int32)
     count, rays, _ = vertices.shape
-    # Columns where edges cross a row: fills begin at a crossing of odd rank and end at the next one. Rows through a vertex
-    # count each edge without its upper end in one list and without its lower end in the other (see below).
+    # Sorted columns where edges cross each row; an edge has its upper end but not its lower one in one list, and the
+    # other way round in the other list. A pixel that only one of them finds inside lies on an edge.
     upper = np.empty((height, rays), dtype=np.int64)
     lower = np.empty((height, rays), dtype=np.int64)
     upper_count = np.zeros(height, dtype=np.int64)
@@ -65,7 +75,9 @@ def fill_polygons(vertices, order, height, width):  # pragma: no cover - compile
 
 
 @njit(cache=True, nogil=True)
-def _insert(columns, counts, row, column):  # pragma: no cover - compiled
+def _insert(
+    columns: NDArray[np.int64], counts: NDArray[np.int64], row: int, column: int
+) -> None:  # pragma: no cover - compiled
     """Insert a column into the sorted list of a row."""
     at = counts[row]
     while at > 0 and columns[at - 1] > column:

@@ -100,7 +100,7 @@ def _assembled(
     """Rings in the order they were found, as outlines ordered by segment, part, and exterior before holes.
 
     Args:
-        points: (P, 2) vertices.
+        points: (2 P,) x, y of the vertices, one after the other.
         rings: (R + 1,) offsets into them.
         ring_parts: (R,) the part each ring belongs to; of its rings the exterior was found first.
         owners: (Q,) the segment each part belongs to.
@@ -112,9 +112,9 @@ def _assembled(
     ring_order = np.argsort(rank[ring_parts], kind="stable")
     lengths = np.diff(rings)[ring_order]
     ordered_rings = _offsets(lengths)
-    gather = np.arange(len(points)) + np.repeat(rings[:-1][ring_order] - ordered_rings[:-1], lengths)
+    gather = np.arange(len(points) // 2) + np.repeat(rings[:-1][ring_order] - ordered_rings[:-1], lengths)
     return Outlines(
-        points[gather].astype(np.float64),
+        points.reshape(-1, 2)[gather].astype(np.float64),
         ordered_rings,
         _offsets(np.bincount(rank[ring_parts], minlength=len(owners))),
         _offsets(np.bincount(owners, minlength=count)),
@@ -137,15 +137,15 @@ def _belongs(components: NDArray[np.int32], part: int, x: int, y: int) -> bool: 
 def _append_ring(
     components: NDArray[np.int32], seen: NDArray[np.bool_], x: int, y: int, points: NDArray[np.int64], end: int
 ) -> tuple[NDArray[np.int64], int]:  # pragma: no cover - compiled
-    """Walk around the part to the right hand of the upper edge of pixel (x, y), noting every corner.
+    """Walk around the part to the right hand of the upper edge of pixel (x, y), noting x and y of every corner.
 
     `seen` marks upper edges, of which every ring has one. Headings are 0 right, 1 down, 2 left, 3 up.
     """
     part = components[y, x]
     first_x, first_y = x, y
     heading = 0
-    points = grown(points, end + 1)
-    points[end, 0], points[end, 1] = x, y
+    points = grown(points, 2 * end + 2)
+    points[2 * end], points[2 * end + 1] = x, y
     end += 1
     while True:
         if heading == 0:
@@ -167,8 +167,8 @@ def _append_ring(
         if heading == 0 and x == first_x and y == first_y:
             return points, end
         if turn:
-            points = grown(points, end + 1)
-            points[end, 0], points[end, 1] = x, y
+            points = grown(points, 2 * end + 2)
+            points[2 * end], points[2 * end + 1] = x, y
             end += 1
 
 
@@ -197,8 +197,8 @@ def _append_rings(
             begin = end
             points, end = _append_ring(components, seen, x, y, points, end)
             for i in range(begin, end):
-                points[i, 0] += origin[0]
-                points[i, 1] += origin[1]
+                points[2 * i] += origin[0]
+                points[2 * i + 1] += origin[1]
             number += 1
             rings = grown(rings, number + 1)
             ring_parts = grown(ring_parts, number)
@@ -211,13 +211,13 @@ def _append_rings(
 def _trace_map(
     components: NDArray[np.int32], number_of_parts: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled
-    points = np.empty((16 * number_of_parts + 16, 2), np.int64)
+    points = np.empty(32 * number_of_parts + 32, np.int64)
     rings = np.zeros(number_of_parts + 1, np.int64)
     ring_parts = np.empty(number_of_parts + 1, np.int64)
     points, end, rings, ring_parts, number = _append_rings(
         components, 0, np.zeros(2, np.int64), points, 0, rings, ring_parts, 0
     )
-    return points[:end], rings[: number + 1], ring_parts[:number]
+    return points[: 2 * end], rings[: number + 1], ring_parts[:number]
 
 
 @njit(cache=True, nogil=True)
@@ -229,7 +229,7 @@ def _trace_masks(
     earlier: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled
     masks = len(offsets) - 1
-    points = np.empty((16 * masks + 16, 2), np.int64)
+    points = np.empty(32 * masks + 32, np.int64)
     rings = np.zeros(masks + 1, np.int64)
     ring_parts = np.empty(masks + 1, np.int64)
     owners = np.empty(masks + 1, np.int64)
@@ -253,7 +253,7 @@ def _trace_masks(
         owners = grown(owners, parts + len(own))
         owners[parts : parts + len(own)] = n
         parts += len(own)
-    return points[:end], rings[: number + 1], ring_parts[:number], owners[:parts]
+    return points[: 2 * end], rings[: number + 1], ring_parts[:number], owners[:parts]
 
 
 # -- rasterising -------------------------------------------------------------------------------------------------------

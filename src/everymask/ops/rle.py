@@ -178,7 +178,8 @@ def _changes(
     height, width = image.shape
     # The pixel before the top of a column is the bottom of the column to the left.
     above[0] = 0
-    above[1:] = image[height - 1, : width - 1]
+    for x in range(1, width):
+        above[x] = image[height - 1, x - 1]
     total = 0
     per_column = np.empty(_STRIP + 1, np.int64)
     for left in range(0, width, _STRIP):

@@ -103,11 +103,12 @@ def merge_groups(
 
 @njit(cache=True, nogil=True)
 def grown(array: NDArray[Any], needed: int) -> NDArray[Any]:  # pragma: no cover - compiled
-    """`array`, or a copy of at least twice its length when `needed` entries do not fit."""
+    """A one-dimensional `array`, or a copy of at least twice its length when `needed` entries do not fit."""
     if needed <= len(array):
         return array
-    larger = np.empty((max(needed, 2 * len(array)), *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
+    larger = np.empty(max(needed, 2 * len(array)), array.dtype)
+    for i in range(len(array)):  # assigning a slice would cost seconds of compile time
+        larger[i] = array[i]
     return larger
 
 

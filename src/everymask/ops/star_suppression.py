@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from everymask.ops.star_overlap import (
     clipper_intersection_area,
@@ -15,13 +16,26 @@ from everymask.ops.star_overlap import (
 
 
 @njit(cache=True, nogil=True)
-def suppress(points, distances, sines, cosines, threshold):  # pragma: no cover - compiled
+def suppress(
+    points: NDArray[np.float32],
+    distances: NDArray[np.float32],
+    sines: NDArray[np.float32],
+    cosines: NDArray[np.float32],
+    threshold: np.float32,
+) -> NDArray[np.bool_]:  # pragma: no cover - compiled
     """Greedy suppression over polygons sorted by descending score; True for the kept ones.
 
-    Most pairs are decided by the octagons around them: the smallest polygons with edges along the axes and diagonals. The
-    octagon around both bounds the union from above, so their areas less its own bound the intersection from below; the
-    common part of the two octagons bounds it from above. Only the other pairs are intersected. The margin in
-    both decisions is far larger than what the rounding of crossings can change.
+    Most pairs are decided by the octagons around them, with sides along the axes and diagonals: the octagon around both
+    bounds their union from above, so the two areas less its area bound the intersection from below; the common part of
+    their bounding boxes bounds it from above. Both decisions leave a margin for the rounding of crossings. The other
+    pairs are intersected, and those that come near the threshold once more with the rounding of Clipper.
+
+    Args:
+        points: centres `(N, 2)` (y, x).
+        distances: distances along rays `(N, R)`.
+        sines: of the angles of the rays `(R,)`.
+        cosines: of the same.
+        threshold: share of the smaller area above which the worse polygon is dropped.
     """
     total, rays = distances.shape
     x = np.empty((total, rays), dtype=np.int32)
@@ -40,8 +54,9 @@ def suppress(points, distances, sines, cosines, threshold):  # pragma: no cover 
 
     # Candidates sorted into square buckets; each bucket is a stretch of `members`, from which dropped ones are removed.
     largest_reach = reach.max()
-    side = max(np.float32(4), np.float32(0.5) * largest_reach)
     top, left = points[:, 0].min(), points[:, 1].min()
+    extent = (points[:, 0].max() - top) * (points[:, 1].max() - left)
+    side = max(np.float32(4), np.float32(0.5) * largest_reach, np.float32(np.sqrt(extent / total)))
     rows = np.int64((points[:, 0].max() - top) / side) + 1
     columns = np.int64((points[:, 1].max() - left) / side) + 1
     bucket = np.empty(total, dtype=np.int64)
@@ -107,7 +122,15 @@ def suppress(points, distances, sines, cosines, threshold):  # pragma: no cover 
 
 
 @njit(cache=True, nogil=True)
-def _whole_vertices(centre_y, centre_x, distances, sines, cosines, x, y):  # pragma: no cover - compiled
+def _whole_vertices(
+    centre_y: np.float32,
+    centre_x: np.float32,
+    distances: NDArray[np.float32],
+    sines: NDArray[np.float32],
+    cosines: NDArray[np.float32],
+    x: NDArray[np.int32],
+    y: NDArray[np.int32],
+) -> None:  # pragma: no cover - compiled
     """Vertices cut to whole pixels (towards 0), computed in float32 like those of the official program."""
     for k in range(distances.size):
         x[k] = np.int32(centre_x + distances[k] * cosines[k])
@@ -115,7 +138,9 @@ def _whole_vertices(centre_y, centre_x, distances, sines, cosines, x, y):  # pra
 
 
 @njit(cache=True, nogil=True)
-def _octagon(x, y, octagon):  # pragma: no cover - compiled
+def _octagon(
+    x: NDArray[np.int32], y: NDArray[np.int32], octagon: NDArray[np.float32]
+) -> None:  # pragma: no cover - compiled
     """Smallest and largest x, y, x + y and x - y of the vertices, the largest negated."""
     low_x = low_y = low_sum = low_difference = np.int32(0x7FFFFFFF)
     high_x = high_y = high_sum = high_difference = np.int32(-0x7FFFFFFF)
@@ -129,7 +154,7 @@ def _octagon(x, y, octagon):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _float_area(x, y):  # pragma: no cover - compiled
+def _float_area(x: NDArray[np.int32], y: NDArray[np.int32]) -> np.float32:  # pragma: no cover - compiled
     """Area of a polygon, summed in float32 in the order of the official program."""
     total = np.float32(0)
     for k in range(x.size):
@@ -139,7 +164,13 @@ def _float_area(x, y):  # pragma: no cover - compiled
 
 
 @njit(cache=True, nogil=True)
-def _octagons_decide(first, second, first_area, second_area, threshold):  # pragma: no cover - compiled
+def _octagons_decide(
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    first_area: np.float32,
+    second_area: np.float32,
+    threshold: np.float32,
+) -> int:  # pragma: no cover - compiled
     """1 where the overlap is surely above the threshold, -1 where surely not, 0 where the octagons cannot tell."""
     # Common part: the larger of the lower bounds.
     width = -max(first[4], second[4]) - max(first[0], second[0])

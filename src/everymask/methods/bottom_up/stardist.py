@@ -106,7 +106,10 @@ class StarDist(Method):
         from everymask.ops.distance import object_probability
         from everymask.ops.stars import star_distances
 
-        ids = segments.label_map("last")
+        # A crowd region holds objects that nobody told apart: nothing can be learnt from it.
+        ids = np.concatenate([[VOID, 0], np.where(segments.crowd, VOID, np.arange(1, len(segments) + 1))])[
+            segments.label_map("last") + 1
+        ].astype(np.int32)
         objects = np.maximum(ids, 0)
         step = self.grid
         targets = {

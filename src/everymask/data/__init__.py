@@ -1,0 +1,1 @@
+"""From samples to batches: preprocessing, augmentation, sampling and loading."""

@@ -1,0 +1,1 @@
+"""Prediction: images of any size in, segments out."""

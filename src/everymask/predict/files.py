@@ -1,0 +1,228 @@
+"""Prediction of files: images in, label files, overlays and tables out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from everymask.errors import InputError, unknown_name
+from everymask.files import check_writable_folder
+from everymask.formats.images import check_finite, find_images, read_image, write_image, write_labels
+from everymask.predict.outputs import CocoFile, MeasureTable, label_image, measures
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from everymask.formats.listing import PathLike
+    from everymask.types import Categories, Segments
+
+Output = Literal["labels", "labels-png", "overlay", "csv", "coco"]
+OUTPUTS: dict[str, str] = {
+    "labels": "labels/NAME.tif: object numbers (semantic methods: category ids); a stack for a stack",
+    "labels-png": "labels/NAME.png: the same as PNG, for single images with up to 65,535 objects",
+    "overlay": "overlays/NAME.png: the image with the segments drawn over it",
+    "csv": "measures.csv: position, size and intensity of each object",
+    "coco": "predictions.json: all images in one COCO instances file with scores",
+}
+"""What `predict_files` can write, and where below the output folder."""
+_LABEL_SUFFIXES = {"labels": ".tif", "labels-png": ".png"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `predict_files` did.
+
+    Args:
+        images: Images predicted.
+        segments: Segments found in them.
+        planes: Planes predicted; more than `images` where there are stacks.
+        labels: Label files written.
+    """
+
+    images: int
+    segments: int
+    planes: int
+    labels: list[Path]
+
+
+def predict_files(
+    predict: Callable[[NDArray[Any]], Segments],
+    paths: PathLike | Iterable[PathLike],
+    out: PathLike,
+    *,
+    outputs: Sequence[Output] = ("labels",),
+    categories: Categories | None = None,
+    semantic: bool = False,
+    overlay: Callable[[NDArray[Any], Segments], NDArray[np.uint8]] | None = None,
+    recursive: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Predicts image files and writes what was found.
+
+    NAME in the output files is the path of the image below the folder that holds all images, without the suffix; images
+    that differ in the suffix alone keep it. A file with several planes is a series of images: it is predicted plane by
+    plane, its label file is a stack in which each plane counts its objects from 1, and its overlays are NAME_0000.png
+    and so on. The next image is read, and the last one written, while the network runs.
+
+    An image that cannot be read or predicted is passed over, and told at the end; nothing is written for it.
+
+    Args:
+        predict: Segments, with the data set's category ids, of an image (H, W, C).
+        paths: Files, folders and patterns, as for `everymask.formats.images.find_images`.
+        out: Folder for the results; made if it is absent.
+        outputs: Names of `OUTPUTS`.
+        categories: Names for the tables.
+        semantic: Label files hold categories instead of objects.
+        overlay: Draws segments over an image (H, W, C): (H', W', 3) uint8. Needed for the output ``overlay``.
+        recursive: Take the images of subfolders, too.
+        progress: Called with the number of images done and of all images.
+
+    Raises:
+        InputError: An option is wrong, no image is found, the results would overwrite an image, or a file cannot be
+            written. Also at the end, when all others are done, if images could not be predicted.
+    """
+    for name in outputs:
+        if name not in OUTPUTS:
+            raise unknown_name("output", name, OUTPUTS)
+    if "overlay" in outputs and overlay is None:
+        raise InputError("overlays need a function that draws them; pass overlay=everymask.report.draw_overlay")
+    images = find_images(paths, recursive=recursive)
+    folder = check_writable_folder(Path(out))
+    names = output_names(images)
+    _refuse_to_overwrite(images, names, folder)
+
+    totals = Counter[str]()
+    labels: list[Path] = []
+    failures: list[InputError] = []
+    with contextlib.ExitStack() as stack:
+        table, coco = None, None
+        if "csv" in outputs:
+            table = stack.enter_context(MeasureTable.open(folder / "measures.csv", categories))
+        if "coco" in outputs:
+            coco = stack.enter_context(CocoFile.open(folder / "predictions.json", categories))
+        writer = _Writer(folder, outputs, semantic, categories, overlay, table, coco, labels)
+        background = stack.enter_context(_threads())
+        pending: Future[None] | None = None
+        for done, (path, name, pixels) in enumerate(_read_ahead(images, names, background)):
+            if progress is not None:
+                progress(done, len(images))
+            try:
+                image = pixels.result()
+                check_finite(image, path)
+                if image.ndim == 4 and "labels-png" in outputs:
+                    raise InputError(f"{path} is a stack, which a PNG cannot hold; write labels as TIFF instead")
+                planes = image if image.ndim == 4 else image[None]
+                found = [predict(plane) for plane in planes]
+            except InputError as error:
+                text = str(error)
+                failures.append(error if str(path) in text else InputError(f"{path}: {text}"))
+                continue
+            if pending is not None:
+                pending.result()
+            pending = background.submit(writer.write, path, name, image, found)
+            totals.update(images=1, planes=len(planes), segments=sum(map(len, found)))
+        if pending is not None:
+            pending.result()
+        if len(failures) == len(images):
+            raise InputError(_told(failures, len(images), folder))  # in here, so that no empty tables are left
+    if progress is not None:
+        progress(len(images), len(images))
+    if failures:
+        raise InputError(_told(failures, len(images), folder))
+    return Written(totals["images"], totals["segments"], totals["planes"], labels)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the results of one image; runs in a thread."""
+
+    folder: Path
+    outputs: Sequence[Output]
+    semantic: bool
+    categories: Categories | None
+    overlay: Callable[[NDArray[Any], Segments], NDArray[np.uint8]] | None
+    table: MeasureTable | None
+    coco: CocoFile | None
+    labels: list[Path]
+
+    def write(self, path: Path, name: str, image: NDArray[Any], found: list[Segments]) -> None:
+        """Writes what is asked for of an image (H, W, C), or of the planes of a stack (Z, H, W, C)."""
+        is_stack = image.ndim == 4
+        planes = image if is_stack else image[None]
+        for suffix in [_LABEL_SUFFIXES[each] for each in self.outputs if each in _LABEL_SUFFIXES]:
+            ids = np.stack([label_image(segments, self.semantic, self.categories) for segments in found])
+            target = self.folder / "labels" / f"{name}{suffix}"
+            write_labels(target, ids if is_stack else ids[0])
+            self.labels.append(target)
+        for z, (plane, segments) in enumerate(zip(planes, found, strict=True)):
+            if "overlay" in self.outputs and self.overlay is not None:
+                target = self.folder / "overlays" / f"{name}{f'_{z:04d}' if is_stack else ''}.png"
+                write_image(target, self.overlay(plane, segments))
+            if self.table is not None:
+                self.table.add(name, z, segments, measures(segments, plane))
+            if self.coco is not None:
+                self.coco.add(f"{name.removesuffix(path.suffix)}{path.suffix}", z, segments)
+
+
+def output_names(images: Sequence[Path]) -> list[str]:
+    """A name for each image that no other has: its path below the folder that holds all, without the suffix.
+
+    Images that differ in the suffix alone keep it.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in images]  # noqa: PTH100 - resolving links would change names
+    common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
+    relative = [path.relative_to(common) for path in absolute]
+    bare = [path.with_suffix("").as_posix() for path in relative]
+    count = Counter(name.casefold() for name in bare)  # some file systems ignore case
+    return [name if count[name.casefold()] == 1 else path.as_posix() for name, path in zip(bare, relative, strict=True)]
+
+
+def _refuse_to_overwrite(images: Sequence[Path], names: Sequence[str], folder: Path) -> None:
+    """An image in the output folder might be a result of this very run.
+
+    Raises:
+        InputError: One is.
+    """
+    inputs = {path.resolve() for path in images}
+    for name in names:
+        for target in (f"labels/{name}.tif", f"labels/{name}.png", f"overlays/{name}.png"):
+            if (folder / target).resolve() in inputs:
+                raise InputError(f"the result would overwrite the image {folder / target}; choose another --out")
+
+
+@contextlib.contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """One thread to read and one to write; after an error, work not yet begun is dropped."""
+    pool = ThreadPoolExecutor(2, thread_name_prefix="everymask-files")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_ahead(
+    images: Sequence[Path], names: Sequence[str], pool: ThreadPoolExecutor
+) -> Iterator[tuple[Path, str, Future[NDArray[Any]]]]:
+    """Each image as a future, the reading of the next one already begun."""
+    following = pool.submit(read_image, images[0])
+    for i, (path, name) in enumerate(zip(images, names, strict=True)):
+        current = following
+        if i + 1 < len(images):
+            following = pool.submit(read_image, images[i + 1])
+        yield path, name, current
+
+
+def _told(failures: Sequence[InputError], images: int, folder: Path) -> str:
+    """One line about all images that failed."""
+    reasons = "; ".join(str(each) for each in failures[:5])
+    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
+    others = f"; the results of the other {images - len(failures)} are in {folder}" if len(failures) < images else ""
+    return f"{len(failures)} of {images} images could not be predicted: {reasons}{more}{others}"

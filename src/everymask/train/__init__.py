@@ -1,0 +1,1 @@
+"""The training engine: loop, schedule, moving average, checkpoints, validation and threshold tuning."""
