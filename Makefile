@@ -18,8 +18,12 @@ check: $(VENV)/.dev
 	PYTHONPATH=src $(BIN)/lint-imports
 	$(BIN)/python -m build --no-isolation --outdir $(VENV)/dist .
 
+docs: $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict --site-dir site
+
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo site .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -119,9 +119,9 @@ def unet_weight_map(labels: NDArray[np.integer], w0: float = 10.0, sigma: float 
     return (w0 * np.exp(-(sums**2) / (2 * sigma**2))).astype(np.float32)
 
 
-def _checked_labels(labels: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int32]:
+def _checked_labels(image: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int32]:
     """Labels as contiguous int32 with void set to background."""
-    labels = np.asarray(labels)
+    labels: NDArray[np.integer | np.bool_] = np.asarray(image)
     if labels.ndim not in (2, 3):
         raise InputError(f"labels: got {labels.ndim} axes, expected (H, W) or (Z, H, W); pass one image at a time")
     if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == np.bool_):
