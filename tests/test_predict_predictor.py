@@ -153,5 +153,5 @@ def test_running_out_of_memory_names_the_way_out() -> None:
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             raise torch.OutOfMemoryError("no more")
 
-    with pytest.raises(InputError, match="choose a smaller tile"):
+    with pytest.raises(InputError, match="lower tile, now 1024"):
         Predictor(Hungry(), PLAIN, "cpu")(np.zeros((8, 8), np.uint8))

@@ -144,6 +144,14 @@ def test_memory_mapped_images_are_read_tile_by_tile() -> None:
     assert 0 < watched.largest <= 128 * 128
 
 
+@pytest.mark.parametrize("tile", [16, 17, 23, 24, 31])
+def test_tiles_need_not_be_multiples_of_the_stride(tile: int) -> None:
+    image = blob_field((70, 90))
+    found = Predictor(Bands(), PLAIN, "cpu", "float32", tile=tile, overlap=6)(image)
+    np.testing.assert_array_equal(found.label_map(), Predictor(Bands(), PLAIN, "cpu", "float32")(image).label_map())
+    assert Predictor(Blobs(), PLAIN, "cpu", tile=tile)(image).size == image.shape
+
+
 @pytest.mark.parametrize(("tile", "overlap", "message"), [(8, None, "tile must be"), (64, 40, "overlap must be")])
 def test_senseless_tilings_are_refused(tile: int, overlap: int | None, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -23,5 +23,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(each) for each in close)}?" if close else f"known: {', '.join(names)}"
+    listed = ", ".join(names) or "none"
+    hint = f"did you mean {' or '.join(repr(each) for each in close)}?" if close else f"known: {listed}"
     return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out: that of Python, of torch's CPU allocator or of an accelerator.
+
+    Told by names and words, since importing torch to compare types would take seconds.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in words)

@@ -37,7 +37,9 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free some space or choose another --out") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

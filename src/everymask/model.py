@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from everymask.errors import InputError, unknown_name
 from everymask.methods import method_class
 from everymask.methods.base import Method
-from everymask.metrics.evaluate import Evaluation, evaluate
+from everymask.metrics.evaluate import Evaluation, evaluate, ids_in_data
 from everymask.types import Categories, Category, Dataset, Sample, Segments, Task
 from everymask.weights import find_model, load_model, save_model
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from everymask.data.preprocessing import Preprocessing
@@ -60,7 +62,9 @@ class Model:
             check_options(kind, options)
             self.method = kind(classes=len(self.categories), channels=channels, **options)
         if self.method.classes != len(self.categories):
-            raise InputError(f"the method has {self.method.classes} classes, but there are {len(self.categories)} categories")
+            raise InputError(
+                f"the method has {self.method.classes} classes, but there are {len(self.categories)} categories"
+            )
         self.preprocessing = preprocessing or type(self.method).preprocessing(self.method.channels)
         self.metadata: dict[str, Any] = {}
         self._predictor: tuple[tuple[Any, ...], Predictor] | None = None
@@ -165,7 +169,8 @@ class Model:
         )
         loaded = load_model(result.model)
         self.method, self.metadata, self._predictor = loaded.method, loaded.metadata, None
-        training_report(Path(out))
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one writes
+            training_report(Path(out))
         return result
 
     def evaluate(
@@ -179,16 +184,27 @@ class Model:
     ) -> Evaluation:
         """Scores the model on a data set or its path by an official protocol."""
         dataset = _dataset(data)
+        predict = self.predictions_for(dataset, tile=tile, tta=tta)
+        return evaluate(dataset, predict, protocol=protocol, tasks=self.tasks, progress=progress)
+
+    def predictions_for(self, data: Dataset, *, tile: int = 1024, tta: bool = False) -> Callable[[Sample], Segments]:
+        """A function that predicts a sample of a data set, with the category ids of that data set, matched by name.
+
+        Raises:
+            InputError: The data set lacks a category of the model; later, an image cannot be predicted.
+        """
+        table = ids_in_data(self.categories, data)
+        ids = np.array([table[each.id] for each in self.categories], dtype=np.int64)
 
         def predict(sample: Sample) -> Segments:
             try:
-                found = self.predictor(tile=tile, tta=tta)(sample.image)
+                found = self.predictor(tile=tile, tta=tta)(sample.read_image())
             except InputError as error:
-                raise InputError(f"{sample.path or sample.name}: {error}") from error
+                place = str(sample.path or sample.name)
+                raise error if place in str(error) else InputError(f"{place}: {error}") from error
             return found.with_category(ids[found.category])
 
-        ids = self._ids_in(dataset)
-        return evaluate(dataset, predict, protocol=protocol, tasks=self.tasks, progress=progress)
+        return predict
 
     def export(self, kind: str, path: Path | str) -> dict[str, float]:
         """Writes the network for other programs and checks that it says the same.
@@ -207,21 +223,6 @@ class Model:
         header = {"categories": self.categories.to_json(), "preprocessing": self.preprocessing.to_json()}
         header |= {"thresholds": self.method.thresholds, "stride": self.method.stride, "grid": self.method.grid}
         return export_onnx(self.method, Path(path), header)
-
-    def _ids_in(self, dataset: Dataset) -> NDArray[np.int64]:
-        """The data set's ids of the model's categories: by name, or by position where the only category differs in name."""
-        import numpy as np
-
-        if len(self.categories) == len(dataset.categories) == 1:
-            return dataset.categories.ids
-        names = {each.name: each.id for each in dataset.categories}
-        absent = [name for name in self.categories.names if name not in names]
-        if absent:
-            raise InputError(
-                f"{dataset.root}: the model's categories {absent} do not exist in the data, "
-                f"which has {dataset.categories.names}; rename them there or evaluate on data with the same categories"
-            )
-        return np.array([names[name] for name in self.categories.names], dtype=np.int64)
 
     def _extra_metadata(self) -> dict[str, Any]:
         own = {"format", "method", "config", "thresholds", "categories", "preprocessing"}
@@ -251,8 +252,6 @@ def hold_out(data: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset,
     Raises:
         InputError: There are fewer than two images.
     """
-    import numpy as np
-
     if len(data) < 2:
         raise InputError(f"{data.root}: {len(data)} image cannot be split; give a validation set by --val")
     order = np.random.default_rng(seed).permutation(len(data))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,6 +13,8 @@ from everymask.errors import InputError, unknown_name
 from everymask.files import atomic_write
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from everymask.data.preprocessing import Preprocessing
     from everymask.methods.base import Method
     from everymask.types import Categories
@@ -37,7 +39,9 @@ class Source:
 
 
 MODELS = {
-    "nuclei": Source("nuclei.safetensors", "Cell nuclei in fluorescence, brightfield and histology images", "Apache-2.0"),
+    "nuclei": Source(
+        "nuclei.safetensors", "Cell nuclei in fluorescence, brightfield and histology images", "Apache-2.0"
+    ),
 }
 """Name -> file of the bundled weights."""
 
@@ -69,8 +73,6 @@ def save_model(
         preprocessing: How images become inputs.
         metadata: Anything else worth keeping, as JSON values: licence, provenance, recipe, measured scores.
     """
-    from safetensors.torch import save_file
-
     from everymask.methods import method_name
 
     header = {
@@ -83,8 +85,28 @@ def save_model(
         **(metadata or {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={"everymask": json.dumps(header)})
+    write_tensors(path, tensors, {"everymask": json.dumps(header)})
+
+
+def write_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file in one step: it is the old one or the new one, never a part of it.
+
+    Args:
+        path: Target.
+        tensors: On the CPU, contiguous, no two sharing memory.
+        metadata: Texts by name.
+
+    Raises:
+        InputError: The folder cannot be made or written, or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:  # its way of saying that the system would not write
+        raise InputError(f"cannot write {path}: {error}; free some space or choose another --out") from error
 
 
 def read_metadata(path: Path | str) -> dict[str, Any]:
@@ -102,7 +124,9 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(size, 100_000_000):
             # Bare pickles begin with their protocol, the archives of torch.save are zip files.
-            if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+            if start[:4] == b"PK\x03\x04" or (
+                start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+            ):
                 raise InputError(
                     f"{path} is a Python pickle, which can run code when it is read; "
                     "only safetensors files written by `everymask train` are loaded"
@@ -112,15 +136,20 @@ def read_metadata(path: Path | str) -> dict[str, Any]:
             header = json.loads(file.read(length))
             end = max((each["data_offsets"][1] for name, each in header.items() if name != "__metadata__"), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{path} is no model file (safetensors) or is damaged; train or download it again") from error
+            raise InputError(
+                f"{path} is no model file (safetensors) or is damaged; train or download it again"
+            ) from error
     if end + 8 + length != size:
         raise InputError(f"{path} is cut off ({size} of {end + 8 + length} bytes); copy or download it again")
     try:
         metadata = json.loads(header["__metadata__"]["everymask"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} was not written by everymask (no configuration in it); only its own files load") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} has format {metadata.get('format')!r}, this version reads {FORMAT!r}; update everymask")
+        raise InputError(
+            f"{path} was not written by everymask (no configuration in it); only its own files load"
+        ) from error
+    version = metadata.get("format") if isinstance(metadata, dict) else None
+    if version != FORMAT:
+        raise InputError(f"{path} has format {version!r}, this version reads {FORMAT!r}; update everymask")
     return metadata
 
 
@@ -143,12 +172,20 @@ def load_model(path: Path | str) -> Loaded:
         method = kind(**_tuples(metadata["config"]))
         categories = Categories.from_json(metadata["categories"])
         preprocessing = Preprocessing.from_json(metadata["preprocessing"])
-        method.thresholds = {**method.thresholds, **metadata["thresholds"]}
+        thresholds = {name: float(value) for name, value in metadata["thresholds"].items()}
+        method.thresholds = {**method.thresholds, **thresholds}
+        if (method.classes, method.channels) != (len(categories), preprocessing.channels):
+            raise InputError(
+                f"its method has {method.classes} classes and {method.channels} channels, but there are "
+                f"{len(categories)} categories and {preprocessing.channels} channels; train it again"
+            )
         tensors = load_file(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{path} does not fit this version of everymask: {error}; train it again") from error
+    # The file may be anyone's, and constructors raise all kinds of errors on values of the wrong type.
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit this version of everymask: {reason}; train it again") from error
     load_strictly(method, tensors, str(path))
     return Loaded(method.eval(), categories, preprocessing, metadata)
 
@@ -157,7 +194,7 @@ def load_strictly(method: Method, tensors: Mapping[str, Any], origin: str) -> No
     """Copies `tensors` into `method`; every parameter and buffer must be there, and nothing else.
 
     Raises:
-        InputError: Lists every missing and unexpected name and every shape that differs.
+        InputError: Lists missing and unexpected names and shapes that differ, the first few of each.
     """
     own = method.state_dict()
     missing = sorted(own.keys() - tensors.keys())
@@ -168,9 +205,9 @@ def load_strictly(method: Method, tensors: Mapping[str, Any], origin: str) -> No
         if tensors[name].shape != own[name].shape
     ]
     if missing or unexpected or shapes:
-        raise InputError(
-            f"{origin}: the weights do not fit the method; missing: {missing}; unexpected: {unexpected}; shapes: {shapes}"
-        )
+        kinds = {"missing": missing, "unexpected": unexpected, "shapes": shapes}
+        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        raise InputError(f"{origin}: the weights do not fit the method; {told}; train it again")
     method.load_state_dict(dict(tensors))
 
 
@@ -191,6 +228,11 @@ def find_model(name_or_path: str | Path) -> Path:
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"{path}: no such model file; `everymask models` lists the names that are known")
     raise unknown_name("model", text, MODELS)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names."""
+    return f"{list(names[:most])}{f' and {len(names) - most} more' if len(names) > most else ''}"
 
 
 def _tuples(values: Any) -> Any:

@@ -146,8 +146,8 @@ class Store:
         """How often an epoch visits each sample; every rule but ``once`` reads all samples to learn their sizes.
 
         Args:
-            rule: ``once``; ``side``: as many crops as fit along the geometric mean of the image's sides; ``area``: as many as
-                fit into the image. At least once.
+            rule: ``once``; ``side``: as many times as crops fit along the geometric mean of the image's sides;
+                ``area``: as many as fit into the image. At least once.
             crop: Side of the crop.
         """
         if rule == "once":

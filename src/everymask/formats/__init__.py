@@ -89,6 +89,10 @@ def recognise(path: PathLike) -> str:
     for name in FORMATS:
         if _module(name).recognise(path):
             return name
+    if path.suffix.lower() == ".json" and path.is_file():
+        from everymask.formats.coco_schema import check_keys
+
+        check_keys(path)
     layouts = "; ".join(f"{name} ({describe(name).layout})" for name in FORMATS)
     raise InputError(f"cannot tell what {path} is; expected one of: {layouts}; say --format")
 

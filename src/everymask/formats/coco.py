@@ -196,7 +196,8 @@ class _Index:
             except msgspec.ValidationError as error:
                 raise InputError(f"{self.path}: {error}; expected polygons or an RLE") from error
             except InputError as error:
-                raise InputError(f"{self.path}: annotation {annotation.id} of {entry.file_name}: {error}") from error
+                place = f"{self.path}: annotation {annotation.id} of {entry.file_name}"
+                raise InputError(f"{place}: {error}; correct or remove the annotation") from error
         found = [self.content.annotations[row] for row in rows]
         outlines = schema.geometry(shapes, size)
         boxes = np.array([each.bbox or (0, 0, 0, 0) for each in found], np.float64).reshape(-1, 4)
@@ -263,7 +264,8 @@ def _rows(
         if each.category_id not in categories:
             raise InputError(
                 f"{path}: annotation {each.id} has category {each.category_id}, which is not among the categories "
-                f"({', '.join(map(str, sorted(categories)[:10]))}{' ...' if len(categories) > 10 else ''})"
+                f"({', '.join(map(str, sorted(categories)[:10]))}{' ...' if len(categories) > 10 else ''}); "
+                "add the category or correct the id"
             )
         rows[positions[each.image_id]].append(row)
     return rows

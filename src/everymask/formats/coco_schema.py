@@ -112,6 +112,20 @@ def decode(path: Path, read: Callable[[], T]) -> T:
         raise InputError(f"{path} is no valid JSON ({error}); export or copy the file again") from error
 
 
+def check_keys(path: Path) -> None:
+    """Says what a JSON lacks that was not recognised, so that a file cut short is told from one of another kind.
+
+    Raises:
+        InputError: It is no JSON, no object, or lacks keys of COCO instances.
+    """
+    content = decode(path, lambda: msgspec.json.decode(path.read_bytes()))
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object, as COCO instances are; name the file with the annotations")
+    lacking = [key for key in ("images", "annotations", "categories") if key not in content]
+    if lacking:
+        raise InputError(f"{path} lacks {' and '.join(lacking)}, which COCO instances need; export the file again")
+
+
 def nested(raw: msgspec.Raw, place: str, decoder: msgspec.json.Decoder[T]) -> T:
     """Decodes a part of a file that was left as text.
 

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from everymask import __version__
 from everymask.errors import InputError
 from everymask.files import atomic_write
 from everymask.formats.coco_schema import json_boxes
@@ -40,7 +39,7 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
     licences: dict[Any, Any] = {}
     identifiers = _Identifiers()
     with atomic_write(target / "instances.json") as temporary, temporary.open("wb") as stream:
-        stream.write(_ENCODER.encode({"info": {"description": f"written by EveryMask {__version__}"}})[:-1])
+        stream.write(_ENCODER.encode({"info": {"description": "written by EveryMask"}})[:-1])
         stream.write(b',"annotations":[\n')
         separator = b""
         for sample, number in zip(dataset, numbers, strict=True):

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 from everymask.errors import InputError
-from everymask.formats.images import write_image
+from everymask.formats.checks import by
+from everymask.formats.images import image_size, write_image
 from everymask.formats.listing import IMAGE_SUFFIXES
 from everymask.types import Sample
 
@@ -44,7 +45,8 @@ def copy_image(sample: Sample, folder: Path, *, link: bool = False) -> Path:
         The file, `folder` included.
 
     Raises:
-        InputError: The name leads out of the folder, or the image cannot be read or written.
+        InputError: The name leads out of the folder, the image cannot be read or written, or it has another size
+            than its annotation.
     """
     check_relative(sample.name, "name of a sample")
     source = sample.path
@@ -61,10 +63,29 @@ def copy_image(sample: Sample, folder: Path, *, link: bool = False) -> Path:
             else:
                 shutil.copyfile(source, target)
         except OSError as error:
-            raise InputError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+            reason = error.strerror or error
+            raise InputError(
+                f"cannot copy {source} to {target}: {reason}; free some space or choose another place"
+            ) from error
+        _check_size(sample, target)
         return target
     image = sample.image
     plain = image.ndim == 3 and (image.dtype.name, image.shape[-1]) in {("uint8", 1), ("uint8", 3), ("uint16", 1)}
     target = folder / f"{sample.name}{'.png' if plain else '.tif'}"
     write_image(target, image)
+    _check_size(sample, target)
     return target
+
+
+def _check_size(sample: Sample, file: Path) -> None:
+    """Makes sure that an image and its annotation fit, by the header of the image alone.
+
+    Raises:
+        InputError: They have different sizes.
+    """
+    size = image_size(file)
+    if sample.segments is not None and sample.segments.size != size:
+        raise InputError(
+            f"{sample.path or sample.name} has size {by(size)}, but its annotation {by(sample.segments.size)}; correct "
+            "the one that is wrong"
+        )

@@ -131,8 +131,8 @@ def find_pairs(layout: Layout, image_folder: Path, mask_folder: Path, *, unannot
         )
     if alone and (unannotated or ("keep" if layout == "beside" else "error")) == "error":
         raise InputError(
-            f"{image_folder}: {_some(alone, 'image')} without a mask in {mask_folder}; add the masks, or "
-            "say unannotated='keep'"
+            f"{image_folder}: {_some(alone, 'image')} without a mask in {mask_folder}; add the masks or "
+            "remove the images (in Python, unannotated='keep' leaves them without)"
         )
     order = {name: position for position, name in enumerate(listed)}
     rows = sorted([*pairs, *((image, None) for image in alone)], key=lambda row: order[row[0]])

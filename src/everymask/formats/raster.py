@@ -80,6 +80,9 @@ def _opened(path: Path, head: bytes) -> Iterator[ImageFile.ImageFile]:
     """
     from PIL import Image
 
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24:
+        # Pillow takes an empty one for no PNG at all.
+        check_plane((int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")), path)
     Image.init()
     for name in _FORMATS:
         factory, accepts = Image.OPEN.get(name, (None, None))

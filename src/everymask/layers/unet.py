@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from everymask.errors import InputError
+
 Norm = Literal["none", "batch", "group"]
 Upsampling = Literal["nearest", "transposed"]
 
@@ -24,11 +26,11 @@ def convolution(inputs: int, outputs: int, norm: Norm = "none", kernel: int = 3)
 
 
 class UNet(nn.Module):
-    """Encoder with max pooling, decoder with upsampling and skip connections (Ronneberger et al. 2015), size-preserving.
+    """Encoder with max pooling, decoder with upsampling and skip connections; keeps the size of the image.
 
-    With ``upsampling="transposed"`` it is the network of the paper (2 x 2 up-convolutions that halve the channels) apart
-    from padded convolutions. With ``upsampling="nearest"`` it is the variant of the CSBDeep programs (StarDist,
-    CARE, DenoiSeg): repeated pixels, and the last convolution of a level halves the channels instead.
+    With ``upsampling="transposed"`` it is the network of Ronneberger et al. 2015 (2 x 2 up-convolutions that halve the
+    channels) apart from padded convolutions. With ``upsampling="nearest"`` it is the variant of the CSBDeep
+    programs (StarDist, CARE, DenoiSeg): repeated pixels, and the last convolution of a level halves the channels.
 
     Args:
         channels: Input channels C.
@@ -41,6 +43,9 @@ class UNet(nn.Module):
     Attributes:
         width: Channels of the output.
         radius: Radius in pixels of the receptive field.
+
+    Raises:
+        InputError: A number is too small.
     """
 
     def __init__(
@@ -53,6 +58,11 @@ class UNet(nn.Module):
         upsampling: Upsampling = "nearest",
     ) -> None:
         super().__init__()
+        if channels < 1 or base < 1 or depth < 0:
+            raise InputError(
+                f"a U-Net needs at least 1 channel, base 1 and depth 0, got channels {channels}, base {base} and "
+                f"depth {depth}"
+            )
         self.depth = depth
         nearest = upsampling == "nearest"
         widths = [base * 2**level for level in range(depth + 1)]

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def cross_entropy(logits: Tensor, classes: Tensor, weight: Tensor | None = None, void: int = -1) -> Tensor:
-    """Mean over valid pixels of the weighted softmax cross-entropy (Ronneberger et al. 2015, eq. 1 with its sign mended).
+    """Mean over valid pixels of the weighted softmax cross-entropy (Ronneberger et al. 2015, eq. 1, negated).
 
     Args:
         logits: (B, K, ...) unbounded.

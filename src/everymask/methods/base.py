@@ -34,7 +34,7 @@ class Method(nn.Module, ABC):
 
     tasks: ClassVar[frozenset[Task]]
     metric: ClassVar[tuple[str, str]]
-    """Protocol of `everymask.metrics` and the figure of it that validation maximises, such as ``("matching", "accuracy@0.5")``."""
+    """Protocol of `everymask.metrics` and its figure that validation maximises: ``("matching", "mean_accuracy")``."""
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {}
     """For each threshold the values to try; a pair of values is a range that is searched by golden section."""
 

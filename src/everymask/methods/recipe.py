@@ -31,8 +31,8 @@ class Recipe:
     Args:
         epochs: Passes over the training data.
         steps_per_epoch: Optimiser steps of an epoch; 0 means as many as make each image's visits.
-        visits: How often an epoch visits an image: ``once``, or as many times as crops fit along its ``side`` or into its ``area``,
-            so that large images are not learnt less than small ones.
+        visits: How often an epoch visits an image: ``once``, or as many times as crops fit along its ``side`` or into
+            its ``area``, so that large images are not learnt less than small ones.
         batch_size: Crops per optimiser step and process, before accumulation.
         accumulate: Batches whose gradients are summed before a step.
         crop: Side of the square training crop in pixels.
@@ -40,13 +40,14 @@ class Recipe:
         learning_rate: Peak learning rate.
         optimiser: Name of the optimiser.
         weight_decay: Decoupled weight decay (not applied to biases and normalisation).
-        schedule: ``cosine`` decays to 1 % of the peak, ``plateau`` divides by `plateau_factor` whenever the validation loss has
-            not improved for `plateau_patience` epochs, ``constant`` keeps the rate.
+        schedule: ``cosine`` decays to 1 % of the peak, ``plateau`` multiplies by `plateau_factor` whenever the
+            validation loss has not improved for `plateau_patience` epochs, ``constant`` keeps the rate.
         warmup: Epochs of linear warm-up (fractions allowed).
         plateau_factor: Factor in 0..1 of the plateau schedule.
         plateau_patience: Epochs without improvement before the plateau schedule acts.
         clip: Largest norm of the gradient; 0 switches clipping off.
-        ema: Decay per step of the exponential moving average of the weights that is validated and saved; 0 switches it off.
+        ema: Decay per step of the exponential moving average of the weights that is validated and saved; 0 switches it
+            off.
         precision: ``auto`` takes bfloat16 where the device computes it fast, else float32.
         flip: Random flips and quarter turns.
         rotate: Largest random rotation in degrees (0 switches it off).
@@ -59,7 +60,7 @@ class Recipe:
         invert: Probability of inverting the image.
         colour: Largest random change of single channels, as a share of the range.
         validate_every: Epochs between validations.
-        monitor: Validation figure that picks the best checkpoint: ``loss`` or ``metric`` (the method's headline metric).
+        monitor: Validation figure that picks the best checkpoint: ``loss`` or ``metric`` (the method's headline).
         patience: Validations without improvement before training stops early; 0 never stops early.
         tune: Optimise the decision thresholds on the validation data at the end.
         seed: Seed of every random number.

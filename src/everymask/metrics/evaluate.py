@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from everymask.errors import InputError
 from everymask.metrics import choose_protocol, make_metric
 from everymask.metrics.base import Metric, Table
-from everymask.types import Dataset, Sample, Segments, Task
+from everymask.types import Categories, Dataset, Sample, Segments, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,3 +69,17 @@ def evaluate(
     if not scored:
         raise InputError(f"{data.root}: no image has an annotation, so there is nothing to score")
     return Evaluation(protocol, scored, metric.compute(), metric.tables(), metric)
+
+
+def ids_in_data(own: Categories, data: Dataset) -> dict[int, int]:
+    """The data set's ids of categories by their own ids: by name; a single one may be called differently.
+
+    Raises:
+        InputError: The data set lacks a category.
+    """
+    if len(own) == len(data.categories) == 1:
+        return {own[0].id: data.categories[0].id}
+    try:
+        return {each.id: data.categories.by_name(each.name).id for each in own}
+    except InputError as error:
+        raise InputError(f"{data.root}: {error}; the data need all categories of the predictions") from error

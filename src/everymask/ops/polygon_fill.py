@@ -76,7 +76,7 @@ def fill_polygons(
 
 @njit(cache=True, nogil=True)
 def _insert(
-    columns: NDArray[np.int64], counts: NDArray[np.int64], row: int, column: int
+    columns: NDArray[np.int64], counts: NDArray[np.int64], row: int, column: np.int64
 ) -> None:  # pragma: no cover - compiled
     """Insert a column into the sorted list of a row."""
     at = counts[row]

@@ -38,15 +38,16 @@ def suppress(
         threshold: share of the smaller area above which the worse polygon is dropped.
     """
     total, rays = distances.shape
-    x = np.empty((total, rays), dtype=np.int32)
-    y = np.empty((total, rays), dtype=np.int32)
+    # Vertices are computed again where they are needed: that is cheaper than to fetch them from memory.
+    x, y = np.empty(rays, dtype=np.int32), np.empty(rays, dtype=np.int32)
+    other_x, other_y = np.empty(rays, dtype=np.int32), np.empty(rays, dtype=np.int32)
     octagon = np.empty((total, 8), dtype=np.float32)
     area = np.empty(total, dtype=np.float32)
     reach = np.empty(total, dtype=np.float32)
     for i in range(total):
-        _whole_vertices(points[i, 0], points[i, 1], distances[i], sines, cosines, x[i], y[i])
-        _octagon(x[i], y[i], octagon[i])
-        area[i] = _float_area(x[i], y[i])
+        _whole_vertices(points[i, 0], points[i, 1], distances[i], sines, cosines, x, y)
+        _octagon(x, y, octagon[i])
+        area[i] = _float_area(x, y)
         reach[i] = distances[i].max()
     keep = np.ones(total, dtype=np.bool_)
     if total == 0:
@@ -100,16 +101,19 @@ def suppress(
                         dy, dx = points[i, 0] - points[j, 0], points[i, 1] - points[j, 1]
                         if dy * dy + dx * dx < squared_radius:
                             if not lines_ready:
-                                edge_lines(x[i], y[i], 1.0, lines)
-                                signed_area = twice_signed_area(x[i], y[i])
+                                _whole_vertices(points[i, 0], points[i, 1], distances[i], sines, cosines, x, y)
+                                edge_lines(x, y, 1.0, lines)
+                                signed_area = twice_signed_area(x, y)
                                 lines_ready = True
-                            edge_lines(x[j], y[j], -1.0, other_lines)
+                            _whole_vertices(points[j, 0], points[j, 1], distances[j], sines, cosines, other_x, other_y)
+                            edge_lines(other_x, other_y, -1.0, other_lines)
+                            other_area = twice_signed_area(other_x, other_y)
                             shared, doubt = intersection_area(
-                                lines, other_lines, signed_area, twice_signed_area(x[j], y[j]), no_levels, workspace
+                                lines, other_lines, signed_area, other_area, no_levels, workspace
                             )
                             smaller = min(area[i], area[j])
                             if abs(shared - threshold * smaller) < doubt:
-                                shared = clipper_intersection_area(x[i], y[i], x[j], y[j], workspace)
+                                shared = clipper_intersection_area(x, y, other_x, other_y, workspace)
                             share = np.float32(np.float32(shared) / (float(smaller) + 1e-10))
                             decision = 1 if share > threshold else -1
                     if decision > 0:

@@ -46,7 +46,7 @@ class Predictor:
         preprocessing: Channel policy and intensity normalisation that the network was trained with.
         device: Where the network runs; None takes an accelerator if there is one.
         precision: ``auto`` computes in bfloat16 where the device does so fast, else in float32.
-        tile: Longest side in pixels of what the network sees at once.
+        tile: Longest side in pixels of what the network sees at once, rounded down to a multiple of the stride.
         overlap: Pixels that neighbouring tiles share. None takes twice the method's context and 64 pixels more, at
             least 128, but no more than half a tile.
         tta: Test-time augmentation: a name of `everymask.predict.tta.VIEWS`; True stands for ``dihedral``.
@@ -67,6 +67,7 @@ class Predictor:
     ) -> None:
         if tile < 2 * method.stride:
             raise InputError(f"tile must be at least {2 * method.stride} pixels for this model, got {tile}")
+        tile = tile // method.stride * method.stride
         if overlap is not None and not 0 <= overlap <= tile // 2:
             raise InputError(f"overlap must be in 0..{tile // 2} (half a tile), got {overlap}; enlarge the tile")
         self.method = method

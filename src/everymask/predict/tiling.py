@@ -47,8 +47,8 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: int, stride: int) -> l
 
     Args:
         size: (H, W) of the image.
-        tile: Longest side of a tile in pixels; an axis that is no longer is not divided.
-        overlap: Pixels that neighbours share at least; less than `tile`.
+        tile: Longest side of a tile in pixels, a multiple of `stride`; an axis that is no longer is not divided.
+        overlap: Pixels that neighbours share at least; at most half of `tile`.
         stride: Tiles begin and end, and cores end, at multiples of it.
     """
     rows, columns = (_spans(length, tile, overlap, stride) for length in size)
@@ -56,7 +56,7 @@ def plan_tiles(size: tuple[int, int], tile: int, overlap: int, stride: int) -> l
 
 
 def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:
-    total, shared, longest = -(-length // stride), -(-overlap // stride), max(tile // stride, 1)
+    total, shared, longest = -(-length // stride), -(-overlap // stride), tile // stride
     if total <= longest:
         return [Span(0, total * stride, 0, total * stride)]
     # As few tiles as will do, then as small as will do, so that the overlap is not wasted on the last one.

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from everymask.errors import InputError
+
 LOG = "log.jsonl"
 """File name in the output folder of a run."""
 
@@ -43,10 +45,20 @@ class RunLog:
         self.path, self.enabled = path, enabled
 
     def write(self, event: str, **values: Any) -> None:
-        """Appends one line."""
-        if self.enabled:
+        """Appends one line.
+
+        Raises:
+            InputError: The disk is full, or the folder is gone.
+        """
+        if not self.enabled:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite({"event": event, **values}), allow_nan=False) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; free some space and go on with --resume"
+            ) from error
 
     def size(self) -> int:
         """Bytes so far."""

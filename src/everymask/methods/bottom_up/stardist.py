@@ -60,6 +60,11 @@ class StarDist(Method):
         super().__init__()
         if grid not in (1, 2, 4):
             raise InputError(f"grid must be 1, 2 or 4, got {grid}")
+        if min(channels, base, features) < 1:
+            raise InputError(
+                f"channels, base and features must be at least 1, got channels {channels}, base {base} and "
+                f"features {features}"
+            )
         if rays < 3:
             raise InputError(f"a polygon needs at least 3 rays, got {rays}")
         self.classes, self.channels, self.rays, self.grid = classes, channels, rays, grid
@@ -160,8 +165,9 @@ class StarDist(Method):
                 category = np.maximum(classes[i][at[:, 0], at[:, 1]] - 1, 0)
             ids = render_stars(points, lengths, (height, width))
             drawn = Segments((height, width), category, LabelMap(ids), score=scores)
-            # A star that others cover entirely has no pixel left.
-            found.append(drawn[drawn.areas() > 0])
+            # A star that others cover entirely has no pixel left. There is seldom one, and numbering anew takes time.
+            areas = drawn.areas()
+            found.append(drawn if areas.all() else drawn[areas > 0])
         return found
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:

@@ -31,10 +31,10 @@ class UNetSegmentation(Method):
         depth: Poolings; the paper has 4.
         norm: Normalisation; the paper has none.
         upsampling: ``transposed`` as in the paper or ``nearest``.
-        background: Whether pixels of no segment are a class of their own (index 0 of the outputs). Without it such pixels are void,
-            as in street scenes whose categories cover the image.
-        border_weight: w0 of the paper's eq. 2 (10 there), added to the weight of pixels between objects; 0 switches it off.
-            Only annotations that tell the objects of a category apart have such borders.
+        background: Whether pixels of no segment are a class of their own (index 0 of the outputs). Without it such
+            pixels are void, as in street scenes whose categories cover the image.
+        border_weight: w0 of the paper's eq. 2 (10 there), added to the weight of pixels between objects; 0 switches it
+            off. Only annotations that tell the objects of a category apart have such borders.
         border_sigma: sigma of eq. 2 in pixels.
     """
 

@@ -1,0 +1,7 @@
+"""`python -m everymask.cli`."""
+
+import sys
+
+from everymask.cli import main
+
+sys.exit(main())

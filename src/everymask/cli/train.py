@@ -1,0 +1,175 @@
+"""`everymask train`: a method, data, a folder for the result."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+from cyclopts.config import Dict
+
+from everymask.cli.application import Common
+from everymask.cli.options import argument_of, method_options, read_options_file, recipe_options
+from everymask.methods import METHODS
+from everymask.methods.recipe import Recipe
+
+EXAMPLES = """\
+  everymask train stardist --data train/ --val val/ --out runs/nuclei
+  everymask train stardist --data train/ --out runs/small --epochs 20 --base 16 --rays 32
+  everymask train unet --data annotations.json --out runs/unet --config recipe.toml
+  everymask train stardist --data train/ --val val/ --out runs/nuclei --resume
+
+`everymask train METHOD --help` shows the options of that method and its own recipe; `everymask methods` lists them."""
+
+RUN = Group("Options", sort_key=0)
+
+
+def configuration(tokens: Sequence[str]) -> Any:
+    """The options of the file behind ``--config``; those on the command line overrule them."""
+    path = argument_of("--config", tokens)
+    return None if path is None else [Dict(read_options_file(path), source=path, use_commands_as_keys=False)]
+
+
+def make_command(tokens: Sequence[str]) -> Callable[..., None]:
+    """The verb, with the options of the method that the tokens name.
+
+    Raises:
+        InputError: There is no such method.
+    """
+    name = _method_among(tokens)
+    if name is None:
+        recipe_type = recipe_options(Recipe(), "Recipe (each method has its own defaults)")
+        method_type = None
+    else:
+        # Only now that the method is known does anything need torch.
+        from everymask.methods import method_class
+
+        kind = method_class(name)
+        recipe_type = recipe_options(kind.recipe(), f"Recipe (defaults of {name})")
+        method_type = method_options(kind, f"Method {name}")
+
+    def train(
+        method: Annotated[str, Parameter(show_default=False)],
+        /,
+        *,
+        data: Annotated[Path, Parameter(group=RUN)],
+        out: Annotated[Path, Parameter(group=RUN)],
+        val: Annotated[Path | None, Parameter(group=RUN)] = None,
+        config: Annotated[Path | None, Parameter(group=RUN)] = None,
+        resume: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
+        channels: Annotated[int, Parameter(group=RUN)] = 3,
+        data_licence: Annotated[str | None, Parameter(group=RUN)] = None,
+        recipe: Any = None,
+        architecture: Any = None,
+        common: Common = Common(),  # noqa: B008 - frozen, and cyclopts reads the default
+    ) -> None:
+        """Train a method on annotated images.
+
+        Writes model.safetensors, checkpoints, log.jsonl and report.html into the output folder.
+
+        Args:
+            method: What to train: a name that `everymask methods` lists, or my.module:Class.
+            data: Training images with their annotation: a folder or file in any supported format.
+            out: Folder for the model, checkpoints, log and report.
+            val: Validation data; without it a tenth of the training images, drawn with a fixed seed, is held out.
+            config: TOML file with any of these options by name; the command line overrules it.
+            resume: Continue the run in the output folder from its last checkpoint.
+            channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
+            data_licence: Licence of the training images, kept in the model file beside data, command and recipe.
+        """
+        _train(
+            method,
+            data,
+            val,
+            out,
+            resume=resume,
+            channels=channels,
+            recipe=None if recipe is None else Recipe(**asdict(recipe)),
+            options={} if architecture is None else asdict(architecture),
+            data_licence=data_licence,
+            command=shlex.join(["everymask", "train", *tokens]),
+            common=common,
+        )
+
+    # Annotations made here cannot be written as text, which is what the future import makes of all others.
+    train.__annotations__["recipe"] = recipe_type
+    _set_default(train, "recipe", recipe_type())
+    if method_type is None:
+        train.__annotations__["architecture"] = Annotated[Any, Parameter(parse=False)]
+    else:
+        train.__annotations__["architecture"] = method_type
+        _set_default(train, "architecture", method_type())
+    return train
+
+
+def _set_default(function: Callable[..., None], name: str, value: Any) -> None:
+    function.__kwdefaults__[name] = value  # type: ignore[index]
+
+
+def _method_among(tokens: Sequence[str]) -> str | None:
+    """The METHOD of the command line: the first argument, or wherever a known name stands alone."""
+    if tokens and not tokens[0].startswith("-"):
+        return tokens[0]
+    return next((token for token in tokens if token in METHODS), None)
+
+
+def _train(
+    method: str,
+    data: Path,
+    val: Path | None,
+    out: Path,
+    *,
+    resume: bool,
+    channels: int,
+    recipe: Recipe | None,
+    options: dict[str, Any],
+    data_licence: str | None,
+    command: str,
+    common: Common,
+) -> None:
+    from everymask.cli.output import Output
+    from everymask.formats import open_dataset
+    from everymask.model import Model, hold_out
+
+    if os.environ.get("RANK", "0") != "0":
+        common = replace(common, quiet=True, json=False)  # of the processes of torchrun only the first one talks
+    output = Output(common)
+    training = open_dataset(data)
+    if val is None:
+        training, validation = hold_out(training)
+        output.note(
+            f"no --val given: {len(validation)} of {len(training) + len(validation)} images, drawn at random with a "
+            "fixed seed, are held out for validation"
+        )
+    else:
+        validation = open_dataset(val)
+    if recipe is not None:
+        import torch
+
+        torch.manual_seed(recipe.seed)  # the first weights belong to what the seed decides
+    model = Model(method, training.categories, channels=channels, **options)
+    provenance = {"data": str(data), "validation": "held out" if val is None else str(val), "command": command}
+    if data_licence is not None:
+        provenance["data licence"] = data_licence
+    try:
+        result = model.train(
+            training,
+            validation,
+            out=out,
+            recipe=recipe,
+            resume=resume,
+            provenance=provenance,
+            quiet=common.quiet,
+        )
+    except KeyboardInterrupt as interruption:
+        advice = f"interrupted; the same command with --resume continues the run in {out}"
+        raise KeyboardInterrupt(advice) from interruption
+    output.hint(f"model   {result.model}")
+    output.hint(f"report  {out / 'report.html'}")
+    output.hint(f"Next: everymask predict IMAGES --model {result.model} --out results/")
+    values = {key: value for key, value in asdict(result).items() if key != "history"}
+    output.result({**values, "report": out / "report.html", "log": out / "log.jsonl"})

@@ -1,0 +1,1 @@
+"""What a person sees: overlays, contact sheets, training curves and evaluation reports."""
