@@ -191,10 +191,12 @@ class Model:
         """A function that predicts a sample of a data set, with the category ids of that data set, matched by name.
 
         Raises:
-            InputError: The data set lacks a category of the model; later, an image cannot be predicted.
+            InputError: The data set lacks a category of the model, or an option is wrong; later, an image cannot be
+                predicted.
         """
         table = ids_in_data(self.categories, data)
         ids = np.array([table[each.id] for each in self.categories], dtype=np.int64)
+        self.predictor(tile=tile, tta=tta)  # a wrong option is told at once, not for the first image
 
         def predict(sample: Sample) -> Segments:
             try:

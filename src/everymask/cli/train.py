@@ -59,6 +59,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
         data: Annotated[Path, Parameter(group=RUN)],
         out: Annotated[Path, Parameter(group=RUN)],
         val: Annotated[Path | None, Parameter(group=RUN)] = None,
+        format: Annotated[str | None, Parameter(group=RUN)] = None,
         config: Annotated[Path | None, Parameter(group=RUN)] = None,
         resume: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         channels: Annotated[int, Parameter(group=RUN)] = 3,
@@ -76,6 +77,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             data: Training images with their annotation: a folder or file in any supported format.
             out: Folder for the model, checkpoints, log and report.
             val: Validation data; without it a tenth of the training images, drawn with a fixed seed, is held out.
+            format: Format of the data, where it is not recognised.
             config: TOML file with any of these options by name; the command line overrules it.
             resume: Continue the run in the output folder from its last checkpoint.
             channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
@@ -86,6 +88,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             data,
             val,
             out,
+            format=format,
             resume=resume,
             channels=channels,
             recipe=None if recipe is None else Recipe(**asdict(recipe)),
@@ -123,6 +126,7 @@ def _train(
     val: Path | None,
     out: Path,
     *,
+    format: str | None,
     resume: bool,
     channels: int,
     recipe: Recipe | None,
@@ -138,7 +142,7 @@ def _train(
     if os.environ.get("RANK", "0") != "0":
         common = replace(common, quiet=True, json=False)  # of the processes of torchrun only the first one talks
     output = Output(common)
-    training = open_dataset(data)
+    training = open_dataset(data, format=format)
     if val is None:
         training, validation = hold_out(training)
         output.note(
@@ -146,7 +150,7 @@ def _train(
             "fixed seed, are held out for validation"
         )
     else:
-        validation = open_dataset(val)
+        validation = open_dataset(val, format=format)
     if recipe is not None:
         import torch
 
