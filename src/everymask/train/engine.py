@@ -47,7 +47,8 @@ class Engine:
 
     def __init__(self, method: Method, recipe: Recipe, device: str | None = None) -> None:
         self.method, self.recipe = method, recipe
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        # Accelerate joins processes on CPUs only if it is told that CPUs are meant.
+        self.accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
         self.device = self.accelerator.device
         # Convolutions are faster with the channels innermost, on CPUs as on tensor cores.
         method.to(self.device)

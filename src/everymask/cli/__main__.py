@@ -1,7 +1,0 @@
-"""`python -m everymask.cli`."""
-
-import sys
-
-from everymask.cli import main
-
-sys.exit(main())
