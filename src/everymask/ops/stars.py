@@ -80,8 +80,10 @@ def candidates(
         points `(N, 2)` (y, x) in pixels of the image, scores `(N,)` in descending order, distances `(N, R)`.
 
     Raises:
-        InputError: where the shapes do not belong together.
+        InputError: where the shapes do not belong together, or the threshold is negative.
     """
+    if not threshold >= 0:
+        raise InputError(f"threshold: got {threshold}, expected a probability of at least 0, such as 0.5")
     if probability.ndim != 2 or distances.ndim != 3 or distances.shape[:2] != probability.shape:
         raise InputError(
             f"probability, distances: got shapes {probability.shape} and {distances.shape}, "
@@ -89,12 +91,16 @@ def candidates(
         )
     height, width = probability.shape
     inner = np.asarray(probability[border : max(height - border, border), border : max(width - border, border)])
-    rows, columns = np.nonzero(inner > threshold)
+    places = np.flatnonzero(inner > threshold)  # several times faster than nonzero of two axes
+    rows, columns = np.divmod(places, max(inner.shape[1], 1))
     scores = inner[rows, columns].astype(np.float32)
-    order = np.argsort(-scores, kind="stable")
+    # Positive floats sort as their bits do; with the place behind them keys are unique, so the fastest sort is stable.
+    keys = (~scores.view(np.uint32)).astype(np.uint64) << np.uint64(32) | np.arange(len(scores), dtype=np.uint64)
+    order = (np.sort(keys) & np.uint64(0xFFFFFFFF)).astype(np.int64)
     rows, columns = rows[order] + border, columns[order] + border
     points = np.stack([rows, columns], axis=1).astype(np.float32) * np.float32(grid)
-    return points, scores[order], np.maximum(distances[rows, columns], 1e-3).astype(np.float32)
+    rays = distances[rows, columns].astype(np.float32, copy=False)
+    return points, scores[order], np.maximum(rays, np.float32(1e-3), out=rays)
 
 
 def non_maximum_suppression(

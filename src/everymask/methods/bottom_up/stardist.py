@@ -153,7 +153,7 @@ class StarDist(Method):
         found = []
         for i, (height, width) in enumerate(sizes):
             rows, columns = -(-height // self.grid), -(-width // self.grid)
-            rays = distances[i, :, :rows, :columns].permute(1, 2, 0).contiguous().numpy()
+            rays = distances[i, :, :rows, :columns].permute(1, 2, 0).numpy()
             points, scores, lengths = candidates(
                 probabilities[i, :rows, :columns], rays, self.thresholds["probability"], grid=self.grid
             )
@@ -165,9 +165,12 @@ class StarDist(Method):
                 category = np.maximum(classes[i][at[:, 0], at[:, 1]] - 1, 0)
             ids = render_stars(points, lengths, (height, width))
             drawn = Segments((height, width), category, LabelMap(ids), score=scores)
-            # A star that others cover entirely has no pixel left. There is seldom one, and numbering anew takes time.
-            areas = drawn.areas()
-            found.append(drawn if areas.all() else drawn[areas > 0])
+            # A star that others cover entirely has no pixel left. One whose centre is its own has, which is quick to see.
+            centres = points.astype(np.int64)
+            if (ids[centres[:, 0], centres[:, 1]] != np.arange(1, len(points) + 1)).any():
+                areas = drawn.areas()
+                drawn = drawn if areas.all() else drawn[areas > 0]
+            found.append(drawn)
         return found
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
