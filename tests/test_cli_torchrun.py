@@ -19,8 +19,23 @@ def test_torchrun_trains_one_model_with_two_processes(tmp_path: Path) -> None:
         for folder, array in (("images", 40 + 150 * (ids > 0)), ("masks", ids)):
             (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array.astype(np.uint8)).save(tmp_path / "data" / folder / f"{number}.png")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "everymask"]
-    command += ["train", "stardist", "--data", "data", "--val", "data", "--out", "run", "--base", "4", "--depth", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "-m",
+        "everymask",
+        "train",
+        "stardist",
+        "--data",
+        "data",
+        "--val",
+        "data",
+        "--out",
+        "run",
+        "--base",
+        "4",
+        "--depth",
+        "1",
+    ]
     command += ["--rays", "8", "--epochs", "1", "--batch-size", "2", "--crop", "64", "--workers", "0", "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -165,7 +165,7 @@ class StarDist(Method):
                 category = np.maximum(classes[i][at[:, 0], at[:, 1]] - 1, 0)
             ids = render_stars(points, lengths, (height, width))
             drawn = Segments((height, width), category, LabelMap(ids), score=scores)
-            # A star that others cover entirely has no pixel left. One whose centre is its own has, which is quick to see.
+            # A star that others cover entirely has no pixel left; one that owns its centre, which is quick to see, has.
             centres = points.astype(np.int64)
             if (ids[centres[:, 0], centres[:, 1]] != np.arange(1, len(points) + 1)).any():
                 areas = drawn.areas()
