@@ -73,6 +73,7 @@ def test_predictions_follow_the_weights(trained: tuple[Model, Path]) -> None:
         again.method.probability.bias.fill_(-100)  # type: ignore[union-attr]
     assert len(again.predict(image)) == 0
     again = everymask.load(out / "model.safetensors")
+    assert len(again.predict(image))
     again.method.thresholds["probability"] = 1.0
     assert len(again.predict(image)) == 0
     assert len(model.predict(image))

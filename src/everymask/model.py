@@ -91,12 +91,12 @@ class Model:
         return type(self.method).tasks
 
     def predictor(self, *, tile: int = 1024, tta: bool = False, device: str | None = None) -> Predictor:
-        """The engine behind `predict`; kept while weights, thresholds and options stay the same."""
+        """The engine behind `predict`; kept while weights and options stay the same."""
         from everymask.predict.predictor import Predictor
 
         # In-place changes of a tensor raise its version, so that training on after a prediction is noticed.
         versions = tuple(each._version for each in self.method.state_dict().values())
-        key = (tile, tta, device, tuple(sorted(self.method.thresholds.items())), id(self.method), hash(versions))
+        key = (tile, tta, device, id(self.method), versions)
         if self._predictor is None or self._predictor[0] != key:
             made = Predictor(self.method, self.preprocessing, device=device, tile=tile, tta=tta)
             self._predictor = (key, made)

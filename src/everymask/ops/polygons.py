@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from everymask.errors import InputError
 from everymask.ops.labels import component_tables, earlier_rows
-from everymask.ops.rle import check, merge_groups
+from everymask.ops.rle import check, checked_label_map, merge_groups
 from everymask.ops.rle_measures import boxes as mask_boxes
 from everymask.ops.rle_measures import flat, grown
 
@@ -61,12 +61,7 @@ def trace_labels(ids: NDArray[np.int32], count: int) -> Outlines:
     Raises:
         InputError: The array has not two axes, or holds a label above `count`.
     """
-    ids = np.ascontiguousarray(ids, np.int32)
-    if ids.ndim != 2:
-        raise InputError(f"label map: got shape {ids.shape}, expected (H, W)")
-    highest = int(ids.max(initial=0))
-    if highest > count:
-        raise InputError(f"label map: holds label {highest}, expected at most {count}")
+    ids = checked_label_map(ids, count)
     components, owners = component_tables(ids[None], earlier_rows(2, 1))
     points, rings, ring_parts = _trace_map(components[0], len(owners))
     return _assembled(points, rings, ring_parts, owners.astype(np.int64) - 1, count)

@@ -110,13 +110,22 @@ def encode_labels(ids: NDArray[np.int32], count: int) -> tuple[NDArray[np.uint32
     Raises:
         InputError: The array has not two axes, or holds a label above `count`.
     """
+    return _encode_labels(checked_label_map(ids, count), count)
+
+
+def checked_label_map(ids: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+    """The label map (H, W) as a contiguous array.
+
+    Raises:
+        InputError: The array has not two axes, or holds a label above `count`.
+    """
     ids = np.ascontiguousarray(ids, np.int32)
     if ids.ndim != 2:
         raise InputError(f"label map: got shape {ids.shape}, expected (H, W)")
     highest = int(ids.max(initial=0))
     if highest > count:
         raise InputError(f"label map: holds label {highest}, expected at most {count}")
-    return _encode_labels(ids, count)
+    return ids
 
 
 def decode(counts: NDArray[np.uint32], offsets: NDArray[np.int64], size: Sequence[int]) -> NDArray[np.bool_]:
