@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numba import config
 from numpy.typing import NDArray
 
 from everymask.metrics.matching import MatchingMetric
@@ -67,9 +68,14 @@ def matching(side: int, objects: int, official_side: int, repeat: int) -> None:
         count = round(objects * (width / side) ** 2)
         pair = disks(width, count, 0), disks(width, count, 1)
         both = segments(pair[0]), segments(pair[1])
+        threads = config.NUMBA_NUM_THREADS
         mine = best_seconds(lambda: ours(*both), repeat)  # noqa: B023 - called at once
+        config.NUMBA_NUM_THREADS = 1
+        alone = best_seconds(lambda: ours(*both), repeat)  # noqa: B023 - called at once
+        config.NUMBA_NUM_THREADS = threads
         print(
-            f"matching, {count} objects, {width} x {width}, {len(THRESHOLDS)} thresholds: everymask {mine:.3f} s",
+            f"matching, {count} objects, {width} x {width}, {len(THRESHOLDS)} thresholds: everymask {mine:.3f} s with "
+            f"{threads} threads, {alone:.3f} s with one",
             end="",
         )
         if width > official_side:
@@ -86,7 +92,10 @@ def matching(side: int, objects: int, official_side: int, repeat: int) -> None:
                 reference.fp,
                 reference.fn,
             ]
-        print(f", stardist {theirs:.2f} s, {theirs / mine:.0f} times faster, same counts")
+        print(
+            f"; stardist (one thread) {theirs:.2f} s: {theirs / mine:.0f} times faster, {theirs / alone:.0f} times on "
+            "one thread, same counts"
+        )
 
 
 def confusion(repeat: int) -> None:

@@ -108,7 +108,15 @@ def _reading(data: Path, good: Path, model: Path, out: Path) -> dict[str, tuple[
         "train": ("train", "stardist", "--data", data, "--val", good, "--out", out, *SHORT),
         "validation": ("train", "stardist", "--data", good, "--val", data, "--out", out, *SHORT),
         "evaluate": ("evaluate", "--data", data, "--model", model, "--out", out),
-        "convert": ("convert", data, out, "--to", "coco" if (data / "masks").exists() else "label_images"),
+        "convert": (
+            "convert",
+            data,
+            out,
+            "--to",
+            "coco" if (data / "masks").exists() else "label_images",
+            "--lossy",
+            "--quiet",
+        ),
         "inspect": ("inspect", data),
     }
 
@@ -121,8 +129,8 @@ def test_data_that_are_none(run: Run, good: Path, model: Path, tmp_path: Path, c
     cases = {
         tmp_path / "absent": ("absent does not exist", "check the spelling"),
         empty: ("empty is an empty folder", "expected a data set"),
-        notes: ("cannot tell what", "notes is", "images/ with masks/"),
-        notes / "todo.txt": ("cannot tell what", "todo.txt is", "images/ with masks/"),
+        notes: ("cannot tell what", "notes is", "everymask formats"),
+        notes / "todo.txt": ("cannot tell what", "todo.txt is", "everymask formats"),
     }
     for path, words in cases.items():
         run(*_reading(path, good, model, tmp_path / "out")[command]).refused(*words)
@@ -216,7 +224,7 @@ def test_data_sets_with_a_mistake(run: Run, good: Path, model: Path, tmp_path: P
         assert [path.name for path in tmp_path.iterdir()] == ["data"]
     inspected = run(*commands["inspect"], "--json")
     if inspected.code == 0:
-        findings = " ".join(json.loads(inspected.out)["findings"])
+        findings = " ".join(each["message"] for each in json.loads(inspected.out)["findings"])
         assert "5 channels" in words or Path(words[0]).stem in findings
         assert what in SPOILT_PIXELS or words[1] in findings
     else:

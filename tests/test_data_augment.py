@@ -79,7 +79,7 @@ def test_image_and_labels_stay_together():
     rows, columns = np.mgrid[:64, :64]
     ids = ((rows - 30) ** 2 + (columns - 34) ** 2 < 200).astype(np.int32)
     image = (ids * 200).astype(np.uint8)[..., None]
-    augmentation = Augmentation(flip=True, rotate=180, scale=(0.7, 1.5))
+    augmentation = Augmentation(flip="dihedral", rotate=180, scale=(0.7, 1.5))
     rng = np.random.default_rng(3)
     for _ in range(20):
         placement = augmentation.draw_placement(rng)

@@ -15,7 +15,7 @@ import pytest
 from everymask.errors import InputError
 from everymask.formats import coco, open_dataset, write_dataset
 from everymask.formats.images import write_image
-from everymask.ops import rle
+from everymask.ops import json_outlines, rle
 from everymask.types import Categories, Category, Dataset, LabelMap, Masks, Polygon, Polygons, Sample, Segments, Task
 
 mask_api = pytest.importorskip("pycocotools.mask")
@@ -183,17 +183,17 @@ def test_where_images_are_looked_for(tmp_path: Path, json_name: str, images: str
 
 
 def test_opening_decodes_no_outline_and_reads_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everymask.formats import coco_schema
-
     path = make(tmp_path, example())
     monkeypatch.setattr(coco, "read_image", lambda path: pytest.fail(f"read {path}"))
     decoded = []
-    monkeypatch.setattr(coco_schema, "segmentation", lambda *arguments: decoded.append(arguments[1]) or ())
+    for name in ("read_polygons", "read_runs"):
+        original = getattr(json_outlines, name)
+        monkeypatch.setattr(json_outlines, name, lambda *each, n=name, f=original: decoded.append(n) or f(*each))
     dataset = open_dataset(path)
     sample = dataset[1]
     assert decoded == []
     assert sample.segments is not None
-    assert decoded == [f"$.annotations[{row}].segmentation" for row in (1, 2, 3, 4)]
+    assert set(decoded) == {"read_polygons", "read_runs"}
 
 
 def test_which_of_several_files(tmp_path: Path) -> None:
@@ -201,14 +201,33 @@ def test_which_of_several_files(tmp_path: Path) -> None:
         make(tmp_path, example(), f"annotations/instances_{part}2017.json", f"{part}2017")
         make(tmp_path, example(), f"annotations/person_keypoints_{part}2017.json", f"{part}2017")
     (tmp_path / "annotations/captions.json").write_text('{"images": [], "annotations": []}')
-    with pytest.raises(InputError, match=r"holds several JSON files of COCO instances \(annotations/instances_train"):
-        open_dataset(tmp_path)
     for split in ("val", "val2017"):
         assert open_dataset(tmp_path, split=split).root == tmp_path / "annotations/instances_val2017.json"
     with pytest.raises(InputError, match="no JSON of COCO instances for the part 'test'"):
         open_dataset(tmp_path, split="test")
     with pytest.raises(InputError, match="is a single file and has no part 'val'"):
         open_dataset(tmp_path / "annotations/instances_val2017.json", split="val")
+    both = open_dataset(tmp_path)
+    names = [f"{part}/{name}" for part in ("train2017", "val2017") for name in ("a", "sub/b", "c")]
+    assert [sample.name for sample in both] == names
+    assert [sample.extra["split"] for sample in both] == ["train2017"] * 3 + ["val2017"] * 3
+    assert [len(sample.segments or ()) for sample in both] == [1, 4, 0] * 2
+
+
+def test_files_that_are_no_parts_of_one_data_set(tmp_path: Path) -> None:
+    make(tmp_path, example(), "first.json")
+    make(tmp_path, example(), "second.json")
+    with pytest.raises(InputError, match=r"holds several JSON files of COCO instances \(first.json, second.json\)"):
+        open_dataset(tmp_path)
+
+
+def test_folders_of_parts(tmp_path: Path) -> None:
+    for part in ("train", "valid", "test"):
+        make(tmp_path / part, example(), "_annotations.coco.json")
+    opened = open_dataset(tmp_path)
+    assert [sample.name for sample in opened][::3] == ["test/a", "train/a", "valid/a"]
+    assert all(sample.image.shape == (20, 30, 3) for sample in opened)
+    assert len(open_dataset(tmp_path, split="valid")) == 3
 
 
 def test_names_that_differ_in_the_suffix_only(tmp_path: Path) -> None:
@@ -326,7 +345,7 @@ def test_missing_images(tmp_path: Path) -> None:
     path = make(tmp_path, example())
     (tmp_path / "sub/b.png").unlink()
     with pytest.raises(
-        InputError, match=r"1 of 3 images are missing in .*: sub/b\.png; add them, or say missing_images"
+        InputError, match=r"1 of 3 images are missing in .*: sub/b\.png; add them, or say --skip-missing"
     ):
         open_dataset(path)
     dataset = open_dataset(path, missing_images="keep")
@@ -339,8 +358,19 @@ def test_missing_images(tmp_path: Path) -> None:
         InputError, match=r"none of its images is found, the first is a\.png; looked in .*option images"
     ):
         open_dataset(path)
-    with pytest.raises(InputError, match="missing_images must be 'error' or 'keep', got 'skip'"):
-        open_dataset(path, missing_images="skip")
+    assert len(open_dataset(path, missing_images="skip")) == 0
+    with pytest.raises(InputError, match="missing_images must be one of error, keep, skip, got 'all'"):
+        open_dataset(path, missing_images="all")
+
+
+def test_missing_images_are_left_out(tmp_path: Path) -> None:
+    path = make(tmp_path, example())
+    (tmp_path / "a.png").unlink()
+    dataset = open_dataset(path, missing_images="skip")
+    assert [sample.name for sample in dataset] == ["sub/b", "c"]
+    assert [len(sample.segments or ()) for sample in dataset] == [4, 0]
+    assert [sample.extra["image_id"] for sample in dataset] == [3, 9]
+    assert dataset[0].image.shape == (20, 30, 3)
 
 
 def test_an_image_of_another_size(tmp_path: Path) -> None:
@@ -570,14 +600,19 @@ def test_other_sets(shared_data: Path) -> None:
     assert fruits.categories.names == ["date", "fig", "hazelnut"]
     assert sum(len(sample.segments or ()) for sample in fruits) == 165
     assert all(sample.image.shape[2] == 3 for sample in fruits)
-    images = shared_data / "detection/voc100/images"
-    older = open_dataset(shared_data / "detection/voc100/gts/coco_format_v1", images=images)
-    newer = open_dataset(shared_data / "detection/voc100/gts/coco_format_v2", images=images)
+    older = open_dataset(shared_data / "detection/voc100/gts/coco_format_v1")
+    newer = open_dataset(shared_data / "detection/voc100/gts/coco_format_v2")
     assert len(older) == len(newer) == 100
+    assert {sample.path.parent for sample in newer if sample.path} == {shared_data / "detection/voc100/images"}
     boxes = {sample.name: sample.segments for sample in newer}
     for sample in older:
-        assert sample.segments is not None and boxes[sample.name] is not None
-        assert len(sample.segments) == len(boxes[sample.name])  # type: ignore[arg-type]
+        truth = boxes[sample.name]
+        assert sample.segments is not None and truth is not None
+        assert len(sample.segments) == len(truth)
+    whole = open_dataset(shared_data / "coco/tiny160")
+    assert len(whole) == 160
+    assert sorted({sample.extra["split"] for sample in whole}) == ["train2017", "val2017"]
+    assert all(sample.path and sample.path.is_file() for sample in whole)
 
 
 def test_panoptic_and_results_are_not_instances(shared_data: Path) -> None:
@@ -585,3 +620,10 @@ def test_panoptic_and_results_are_not_instances(shared_data: Path) -> None:
     assert not coco.recognise(folder / "panoptic2/panoptic_examples.json")
     assert not coco.recognise(folder / "cocoapi_results/instances_val2014_fakesegm100_results.json")
     assert coco.recognise(folder / "tiny160/annotations/instances_val2017.json")
+    assert coco.recognise(folder / "tiny160")
+    for kind in ("bbox", "segm"):
+        assert coco.recognise_predictions(folder / f"cocoapi_results/instances_val2014_fake{kind}100_results.json")
+    assert not coco.recognise_predictions(folder / "tiny160/annotations/instances_val2017.json")
+    assert not coco.recognise_predictions(folder / "panoptic2/panoptic_examples.json")
+    assert not coco.recognise_predictions(folder)
+    assert not coco.recognise(folder / "nowhere")

@@ -14,6 +14,7 @@ from PIL import Image
 from everymask.errors import InputError
 from everymask.formats import open_dataset, write_dataset
 from everymask.formats.images import read_image, read_labels, write_image, write_labels
+from everymask.formats.label_images import recognise as is_label_images
 from everymask.types import Categories, Category, Dataset, LabelMap, Masks, Sample, Segments, Task
 
 random = np.random.default_rng(3)
@@ -111,8 +112,16 @@ def test_side_by_side(tmp_path: Path) -> None:
 def test_splits(tmp_path: Path) -> None:
     make(tmp_path / "above" / "train", {"a": objects()})
     make(tmp_path / "above" / "val", {"b": objects()})
-    with pytest.raises(InputError, match=r"has the parts train, val; open .*train, or say split='train'"):
-        open_dataset(tmp_path / "above")
+    together = open_dataset(tmp_path / "above")
+    assert [(sample.name, sample.extra["split"]) for sample in together] == [("train/a", "train"), ("val/b", "val")]
+    make(tmp_path / "plates" / "first", {"a": objects()})
+    assert [sample.name for sample in open_dataset(tmp_path / "plates")] == ["a"]
+    make(tmp_path / "plates" / "second", {"b": objects()})
+    with pytest.raises(InputError, match=r"holds 2 data sets: first \(label_images\), second \(label_images\)"):
+        open_dataset(tmp_path / "plates")
+    assert [sample.name for sample in open_dataset(tmp_path / "plates", split="second")] == ["b"]
+    with pytest.raises(InputError, match=r"has the parts first, second; open .*first, or say split='first'"):
+        open_dataset(tmp_path / "plates", "label_images")
     assert [sample.name for sample in open_dataset(tmp_path / "above", split="val")] == ["b"]
     assert [sample.name for sample in open_dataset(tmp_path / "above" / "train")] == ["a"]
     make(tmp_path / "below", {"train/a": objects(), "val/b": objects()})
@@ -201,6 +210,36 @@ def test_kind_by_values(tmp_path: Path) -> None:
     forced = open_dataset(tmp_path / "instance", kind="semantic")
     assert forced.tasks == {Task.SEMANTIC}
     assert forced.categories.ids.tolist() == [1, 2, 3]
+
+
+def test_parts_share_their_classes(tmp_path: Path) -> None:
+    """Class 4 lies in the training part only, and is a class of both nevertheless."""
+    make(tmp_path / "train", {f"{i}": classes(i) for i in range(3)})
+    make(tmp_path / "val", {"a": np.where(classes(7) == 4, 0, classes(7))})
+    together = open_dataset(tmp_path)
+    assert together.categories.ids.tolist() == [0, 1, 2, 3, 4]
+    assert [sample.name for sample in together] == ["train/0", "train/1", "train/2", "val/a"]
+    (tmp_path / "train" / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    (tmp_path / "val" / "classes.txt").write_text("a\nb\nc\nd\nf\n")
+    with pytest.raises(InputError, match="its parts train and val have different categories"):
+        open_dataset(tmp_path)
+
+
+def test_white_masks_are_never_silently_void(tmp_path: Path) -> None:
+    white = np.where(objects() > 0, 255, 0)
+    folder = make(tmp_path / "white", {"a": white, "b": white})
+    (folder / "classes.txt").write_text("background\ncell\n")
+    with pytest.raises(InputError, match=r"a\.png and others hold only 0 and 255, but .*classes\.txt names classes"):
+        open_dataset(folder)
+    ignored = open_dataset(folder, void=255)[0].segments
+    assert ignored is not None
+    np.testing.assert_array_equal(ignored.semantic_map() == 255, white == 255)
+    make(tmp_path / "white", {"b": np.where(white == 255, 1, 0)})
+    assert open_dataset(folder).categories.names == ["background", "cell"]
+    (folder / "classes.txt").unlink()
+    objects_of_white = open_dataset(make(tmp_path / "alone", {"a": white}), kind="instance")[0].segments
+    assert objects_of_white is not None and len(objects_of_white) == 1
+    assert (objects_of_white.label_map() >= 0).all()
 
 
 def test_foreground_masks(tmp_path: Path) -> None:
@@ -413,7 +452,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(
-            InputError, match=r"cannot tell what .* is; expected one of: coco .*; say --format"
+            InputError, match=r"cannot tell what .* is; expected one of: .*coco .*; say --format"
         ) as caught:
             open_dataset(path)
         assert "label_images" in str(caught.value)
@@ -446,6 +485,57 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
 
 
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def stacks(folder: Path, axes: str, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    """An image and a mask of four frames, side by side with a single image."""
+    images = random.integers(0, 999, (4, 20, 30), dtype=np.uint16)
+    masks = np.stack([np.where(objects() == number, 0, objects()) for number in range(4)]).astype(np.uint16)
+    folder.mkdir()
+    tifffile.imwrite(folder / "film.tif", images, metadata={"axes": axes}, **options)
+    tifffile.imwrite(folder / "film_mask.tif", masks, photometric="minisblack")
+    write_image(folder / "photo.tif", picture(20, 30, 1))
+    write_labels(folder / "photo_mask.tif", objects())
+    return images, masks
+
+
+@pytest.mark.parametrize("options", [{"imagej": True}, {"ome": True}, {}])
+def test_time_series_are_frames(tmp_path: Path, options: dict[str, bool]) -> None:
+    images, masks = stacks(tmp_path / "set", "TYX", **options)
+    dataset = open_dataset(tmp_path / "set")
+    names = ["film/t000", "film/t001", "film/t002", "film/t003", "photo"]
+    assert [sample.name for sample in dataset] == names
+    for frame in (2, 0, 3, 1):
+        sample = dataset[frame]
+        assert sample.extra == {"sequence": "film", "frame": frame}
+        np.testing.assert_array_equal(sample.image[..., 0], images[frame])
+        assert sample.segments is not None
+        np.testing.assert_array_equal(sample.segments.label_map() > 0, masks[frame] > 0)
+    write_dataset(dataset, tmp_path / "out", "label_images")
+    back = open_dataset(tmp_path / "out")
+    assert [sample.name for sample in back] == names
+    for one, other in zip(dataset, back, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        same(one.segments, other.segments)
+        assert one.extra == other.extra
+
+
+def test_time_is_a_matter_of_the_metadata_or_of_the_option(tmp_path: Path) -> None:
+    images, masks = stacks(tmp_path / "volume", "ZYX", imagej=True)
+    volume = open_dataset(tmp_path / "volume")
+    assert [sample.name for sample in volume] == ["film", "photo"]
+    assert volume[0].image.shape == (4, 20, 30, 1)
+    frames = open_dataset(tmp_path / "volume", time=True)
+    assert len(frames) == 5
+    np.testing.assert_array_equal(frames[3].image[..., 0], images[3])
+    stacks(tmp_path / "film", "TYX", imagej=True)
+    assert len(open_dataset(tmp_path / "film", time=False)) == 2
+    tifffile.imwrite(tmp_path / "film" / "film_mask.tif", masks[:3], photometric="minisblack")
+    with pytest.raises(InputError, match=r"film_mask\.tif has size 3 x 20 x 30, but its image .* 4 x 20 x 30"):
+        _ = open_dataset(tmp_path / "film")[1].segments
+
+
 # -- real sets ---------------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +565,40 @@ def test_camvid(shared_data: Path, split: str, count: int) -> None:
         mask = np.asarray(Image.open(shared_data / "camvid" / split / "labels" / f"{sample.name}.png"))
         assert sample.segments is not None
         np.testing.assert_array_equal(sample.segments.semantic_map(), mask)
+
+
+def test_parts_open_as_one(shared_data: Path) -> None:
+    """The counts of the README, without options."""
+    nuclei = open_dataset(shared_data / "dsb2018")
+    assert nuclei.format == "label_images"
+    assert len(nuclei) == 499 + 83
+    kinds = {sample.extra["kind"] for sample in nuclei[::7]}
+    assert kinds == {"fluorescence", "histology-color", "brightfield-gray"}
+    assert {sample.extra["split"] for sample in nuclei[::7]} == {"train", "val"}
+    streets = open_dataset(shared_data / "camvid")
+    assert len(streets) == 367 + 101
+    assert (streets.tasks, len(streets.categories)) == ({Task.SEMANTIC}, 11)
+
+
+def test_layouts_of_other_formats_are_not_claimed(shared_data: Path) -> None:
+    others = [
+        "voc/instance",
+        "voc/detection",
+        "cityscapes/pix2pixhd",
+        "cityscapes/frankfurt",
+        "coco/tiny160",
+        "cifar10",
+    ]
+    others += [
+        "ade20k/ADE20K_2021_17_01",
+        "ctc/Fluo-N2DH-SIM+",
+        "ctc/Fluo-N2DH-SIM+/01_GT",
+        "ctc/Fluo-N2DL-HeLa/01_RES",
+    ]
+    others += ["coco/panoptic2", "detection/voc100"]
+    for name in others:
+        assert (shared_data / name).is_dir()
+        assert not is_label_images(shared_data / name), name
 
 
 def test_microscopy(shared_data: Path, tmp_path: Path) -> None:

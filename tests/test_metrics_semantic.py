@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everymask.errors import InputError
-from everymask.metrics.semantic import SemanticMetric, confusion_matrix
+from everymask.metrics import make_metric
+from everymask.metrics.semantic import SemanticMetric
+from everymask.ops.confusion import confusion_matrix, count_pairs
 from everymask.types import Categories, Category, LabelMap, Segments
 
 # Ids with gaps and out of order, as data sets have them.
@@ -84,10 +86,30 @@ def test_confusion_matrix_takes_strided_maps_and_refuses_others():
         confusion_matrix(truth[::2, ::3], prediction[::2, ::3], 3),
         confusion_matrix(truth[::2, ::3].copy(), prediction[::2, ::3].copy(), 3),
     )
+    # A row that does not begin at a multiple of eight bytes.
+    assert np.array_equal(
+        confusion_matrix(truth.ravel()[3:], prediction.ravel()[3:], 3),
+        confusion_matrix(truth.ravel()[3:].copy(), prediction.ravel()[3:].copy(), 3),
+    )
     with pytest.raises(InputError, match="expected integers of one shape"):
         confusion_matrix(truth, prediction[:5], 3)
     with pytest.raises(InputError, match="expected integers of one shape"):
         confusion_matrix(truth.astype(float), prediction, 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.int64, np.uint32])
+@pytest.mark.parametrize("classes", [3, 150, 400])
+def test_pairs_are_renumbered_on_the_way(kind, classes):
+    """Any table of rows and columns, few classes or so many that one table is all there is."""
+    generator = np.random.default_rng(classes)
+    highest = min(classes, 300)
+    truth, prediction = (stripes(generator, np.arange(min(highest, 255)), (50, 41)).astype(kind) for _ in range(2))
+    if np.dtype(kind).kind == "i":
+        truth[:3], prediction[1:5] = -1, -1
+    rows, columns = generator.integers(0, classes, highest + 1), generator.integers(0, classes + 1, highest + 1)
+    expected = np.zeros((classes, classes + 1), int)
+    np.add.at(expected, (rows[truth.astype(int) + 1], columns[prediction.astype(int) + 1]), 1)
+    assert np.array_equal(count_pairs(truth, prediction, rows, columns, (classes, classes + 1)), expected)
 
 
 def test_figures_equal_sklearn(sklearn_metrics):
@@ -135,6 +157,74 @@ def test_absent_categories_are_nan_and_left_out_of_means():
     assert np.isnan([nothing["miou"], nothing["pixel_accuracy"], nothing["frequency_weighted_iou"]]).all()
 
 
+@pytest.mark.parametrize(
+    ("mean_over", "miou", "dice"), [("present", 1 / 2, 5 / 9), ("truth", 3 / 4, 5 / 6), ("all", 3 / 8, 5 / 12)]
+)
+def test_which_categories_the_means_are_taken_over(mean_over, miou, dice):
+    """Road half found and otherwise taken for a car, sky found, no bus: IoU 1/2, 1, 0 and none; Dice 2/3, 1, 0."""
+    truth, prediction = np.array([[7, 7, 0, 0]]), np.array([[7, 33, 0, 0]])
+    metric = make_metric("semantic", CATEGORIES, mean_over=mean_over)
+    metric.update(Segments.from_semantic_map(truth), Segments.from_semantic_map(prediction))
+    assert metric.compute()["miou"] == pytest.approx(miou)
+    assert metric.compute()["mean_dice"] == pytest.approx(dice)
+    assert np.isnan(metric.compute()["iou/bus"])
+    with pytest.raises(InputError, match="mean_over"):
+        metric.merge(SemanticMetric(CATEGORIES, "present" if mean_over != "present" else "all"))
+    with pytest.raises(InputError, match="unknown mean_over 'voc'"):
+        make_metric("semantic", CATEGORIES, mean_over="voc")
+
+
+def test_all_counts_as_the_program_of_ade20k():
+    """Its rule written out: areas of each class added up, intersection / (union + eps), mean over all classes."""
+    generator = np.random.default_rng(4)
+    categories = Categories([Category(i + 1, f"class {i}") for i in range(20)])
+    metric = SemanticMetric(categories, "all")
+    areas = np.zeros((3, 20))
+    for _ in range(6):
+        truth, prediction = stripes(generator, np.arange(15)), stripes(generator, np.arange(13))
+        metric.update_maps((truth - 1).astype(np.uint8), (prediction - 1).astype(np.uint8))
+        prediction = prediction * (truth > 0)
+        for i in range(20):
+            areas[0, i] += ((truth == i + 1) & (prediction == i + 1)).sum()
+            areas[1, i] += (truth == i + 1).sum()
+            areas[2, i] += (prediction == i + 1).sum()
+    union = areas[1] + areas[2] - areas[0]
+    expected = (areas[0] / (np.spacing(1) + union)).mean()
+    assert metric.compute()["miou"] == pytest.approx(expected, abs=1e-12)
+    assert metric.compute()["pixel_accuracy"] == pytest.approx(areas[0].sum() / areas[1].sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32])
+def test_maps_of_indices_give_what_segments_give(kind):
+    pairs = random_pairs(8, 6, [*IDS, 255])
+    metric = SemanticMetric(CATEGORIES)
+    indices = np.full(256, 255)
+    indices[IDS] = np.arange(len(IDS))
+    for number, (truth, prediction) in enumerate(pairs):
+        metric.update_maps(indices[truth].astype(kind), indices[prediction].astype(kind), str(number))
+    assert metric.compute() == scored(pairs).compute()
+    assert metric.images() == scored(pairs).images()
+    assert np.array_equal(metric.matrix, scored(pairs).matrix)
+    with pytest.raises(InputError, match=r"'street'.*integers of one shape"):
+        metric.update_maps(np.zeros((2, 3), kind), np.zeros((3, 2), kind), "street")
+
+
+def test_images_and_confusion():
+    pairs = random_pairs(9, 4, [*IDS, 255])
+    metric = scored(pairs)
+    table = metric.images()
+    assert [row[0] for row in table.rows] == ["0", "1", "2", "3"]
+    assert table.judge in table.columns
+    assert [row[2] for row in table.rows] == [scored([pair]).compute()["miou"] for pair in pairs]
+    assert [row[3] for row in table.rows] == [scored([pair]).compute()["pixel_accuracy"] for pair in pairs]
+    confusion = metric.confusion()
+    assert confusion.rows == tuple(NAMES)
+    assert confusion.columns == (*NAMES, "void")
+    for i, true in enumerate(IDS):
+        for j, predicted in enumerate([*IDS, 255]):
+            assert confusion.counts[i, j] == sum(((a == true) & (b == predicted)).sum() for a, b in pairs)
+
+
 @pytest.mark.parametrize(("names", "classes", "accuracy"), [(["cell"], 1, 0.7), (["background", "cell"], 2, 0.7)])
 def test_pixels_of_no_segment(names, classes, accuracy):
     """10 pixels: 3 hit, 1 missed, 2 too many, 4 background; background is scored as a class if it has a name."""
@@ -163,6 +253,7 @@ def test_merge_equals_one_process_to_the_last_bit():
     parts[2].merge(parts[1])
     assert repr(parts[2].compute()) == repr(whole.compute())
     assert repr(parts[2].tables()) == repr(whole.tables())
+    assert repr(parts[2].images()) == repr(whole.images())
     kinds = whole.tables()[1]
     assert [row[:2] for row in kinds.rows] == [("day", 10), ("night", 10)]
     assert kinds.rows[0][2] == scored(pairs[1::2]).compute()["miou"]

@@ -226,3 +226,31 @@ def test_thick_boundaries_are_the_pixels_near_another_label(ids, thickness):
     np.testing.assert_array_equal(labels.label_boundaries(ids, thickness), expected)
     with pytest.raises(InputError, match="thickness"):
         labels.label_boundaries(ids, 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 8191, 8192, 8193, 16385])
+@pytest.mark.parametrize("kinds", [(np.uint8, np.int32), (np.int32, np.int32), (np.int64, np.uint8)])
+def test_label_overlap_at_the_edges_of_blocks(size, kinds):
+    """Lengths around that of the blocks in which ends of runs are found, with runs that cross their edges."""
+    generator = np.random.default_rng(size)
+    a, b = (np.repeat(generator.integers(0, 4, size // 3 + 1), 3)[:size].astype(kind)[None] for kind in kinds)
+    found = labels.label_overlap(a, b)
+    pairs, counts = np.unique(np.stack([a[0], b[0]]).astype(np.int64), axis=1, return_counts=True)
+    np.testing.assert_array_equal(np.stack(found[:2]), pairs)
+    np.testing.assert_array_equal(found[2], counts)
+    assert found[2].sum() == size
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_label_overlap_in_bands_equals_one_table(monkeypatch, threads):
+    """Bands cut runs and share pairs; together they are what a single pass finds."""
+    from everymask.ops import label_tables
+
+    generator = np.random.default_rng(threads)
+    a, b = (np.repeat(generator.integers(-1, 300, (40, 70)), 9, axis=1).astype(np.int32) for _ in range(2))
+    monkeypatch.setattr(label_tables, "_BAND", 999)
+    monkeypatch.setitem(vars(label_tables.config), "NUMBA_NUM_THREADS", threads)
+    found = np.stack(labels.label_overlap(a, b))
+    pairs, counts = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1, return_counts=True)
+    np.testing.assert_array_equal(found, np.vstack([pairs, counts]))
+    np.testing.assert_array_equal(label_tables.distinct(a), np.unique(a))

@@ -18,15 +18,9 @@ from everymask.errors import InputError
 from everymask.metrics import Table
 from everymask.metrics.evaluate import evaluate
 from everymask.report import page
+from everymask.report.comparison import compared, matches
 from everymask.report.curves import read_log, training_report
-from everymask.report.evaluation import (
-    compared,
-    evaluation_json,
-    headline,
-    matches,
-    write_csv,
-    write_evaluation,
-)
+from everymask.report.evaluation import evaluation_json, headline, write_csv, write_evaluation
 from everymask.report.inspection import inspect_dataset
 from everymask.report.svg import (
     BOTTOM,
@@ -255,6 +249,14 @@ def test_matches_equal_brute_force() -> None:
         assert np.array_equal(found[0], good.any(1)) and np.array_equal(found[1], good.any(0))
 
 
+def test_matches_of_boxes_and_of_tags() -> None:
+    truth = Segments((30, 40), [1, 1], box=[[0, 0, 10, 10], [20, 0, 30, 10]])
+    prediction = Segments((30, 40), [1, 2], box=[[21, 0, 30, 10], [0, 12, 10, 22]])
+    assert [each.tolist() for each in matches(truth, prediction)] == [[False, True], [True, False]]
+    tags = matches(Segments((30, 40), [3]), Segments((30, 40), [1, 3]))
+    assert [each.tolist() for each in tags] == [[True], [False, True]]
+
+
 def test_large_images_are_compared_at_the_size_asked_for() -> None:
     ids = np.kron(np.arange(1, 5).reshape(2, 2), np.ones((400, 300), int)).astype(np.int32)
     truth = Segments.from_label_map(ids)
@@ -282,16 +284,17 @@ def test_inspection_counts_and_finds() -> None:
         "name": "",
         "objects": 5,
         "images": 3,
+        "splits": {},
         "median_area": 100,
         "smallest_area": 4,
         "largest_area": 100,
     }
     assert found["sizes"] == {"30x40": 4, "4x4": 1} and found["types"] == {"uint8": 3, "uint16": 1, "float64": 1}
-    text = "\n".join(found["findings"])
+    text = "\n".join(each["message"] for each in found["findings"])
     for part in (
         "flat: every pixel has the value 7",
-        "flat: annotated, but without",
-        "bare: no annotation",
+        "annotated, but without any object in flat",
+        "no annotation in bare",
         "bad.png is cut off",
         "nan: 16 pixel values are NaN",
         "category 'dog' occurs in no image",

@@ -65,7 +65,7 @@ class Model:
             raise InputError(
                 f"the method has {self.method.classes} classes, but there are {len(self.categories)} categories"
             )
-        self.preprocessing = preprocessing or type(self.method).preprocessing(self.method.channels)
+        self.preprocessing = preprocessing or self.method.preprocessing_of()
         self.metadata: dict[str, Any] = {}
         self._predictor: tuple[tuple[Any, ...], Predictor] | None = None
 
@@ -80,6 +80,23 @@ class Model:
         model = cls(loaded.method, loaded.categories, preprocessing=loaded.preprocessing)
         model.metadata = loaded.metadata
         return model
+
+    def load_backbone(self, source: str | Path) -> None:
+        """Fills the backbone of the method with weights, before training.
+
+        Args:
+            source: A file (.safetensors, .pth), or ``"pretrained"`` for those that timm publishes.
+
+        Raises:
+            InputError: The method has no backbone, or the weights cannot be had or do not fit.
+        """
+        from everymask.backbones.pyramid import Backbone
+        from everymask.backbones.weights import load_backbone
+
+        backbone = getattr(self.method, "backbone", None)
+        if not isinstance(backbone, Backbone):
+            raise InputError("this method has no backbone to fill with weights; choose one by --backbone, if it takes any")
+        load_backbone(backbone, source)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file that `load` needs nothing else for."""
@@ -181,11 +198,28 @@ class Model:
         tta: bool = False,
         tile: int = 1024,
         progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> Evaluation:
-        """Scores the model on a data set or its path by an official protocol."""
+        """Scores the model on a data set or its path by an official protocol.
+
+        Args:
+            data: Data set or its path.
+            protocol: One of `everymask.metrics.METRICS`; auto picks by what the data and the model hold.
+            tta: Average over the eight flips and quarter turns.
+            tile: Side in pixels of the tiles in which larger images are predicted.
+            progress: Called with (images done, images in all).
+            options: The protocol's own options.
+        """
         dataset = _dataset(data)
-        predict = self.predictions_for(dataset, tile=tile, tta=tta)
-        return evaluate(dataset, predict, protocol=protocol, tasks=self.tasks, progress=progress)
+        return evaluate(
+            dataset,
+            self.predictions_for(dataset, tile=tile, tta=tta),
+            protocol=protocol,
+            options=options,
+            tasks=self.tasks,
+            preferred=type(self.method).metric[0],
+            progress=progress,
+        )
 
     def predictions_for(self, data: Dataset, *, tile: int = 1024, tta: bool = False) -> Callable[[Sample], Segments]:
         """A function that predicts a sample of a data set, with the category ids of that data set, matched by name.
@@ -248,14 +282,29 @@ def check_options(kind: type[Method], options: Mapping[str, Any]) -> None:
             raise unknown_name(f"option of {kind.__name__}", name, known)
 
 
+TRAINING, VALIDATION = {"train", "training"}, {"val", "valid", "validation"}
+"""How data sets call their parts."""
+
+
 def hold_out(data: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Splits a data set into training and validation at random, always in the same way.
+    """Splits a data set into training and validation: by its own parts, else at random, always in the same way.
+
+    A data set that was opened with its parts (``extra["split"]``) and has one for training and one for validation is
+    split so; further parts, such as test, are left out.
 
     Raises:
         InputError: There are fewer than two images.
     """
     if len(data) < 2:
         raise InputError(f"{data.root}: {len(data)} image cannot be split; give a validation set by --val")
+    # Parts lie one after the other, so two samples tell whether there are several.
+    if data[0].extra.get("split") != data[-1].extra.get("split"):
+        parts = [str(sample.extra.get("split")) for sample in data]
+        training, validation = (
+            [i for i, part in enumerate(parts) if part in names] for names in (TRAINING, VALIDATION)
+        )
+        if training and validation:
+            return data.subset(training), data.subset(validation)
     order = np.random.default_rng(seed).permutation(len(data))
     count = max(1, round(share * len(data)))
     return data.subset(sorted(order[count:].tolist())), data.subset(sorted(order[:count].tolist()))

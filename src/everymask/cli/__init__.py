@@ -17,6 +17,7 @@ COMMANDS = {
     "convert": "Rewrite an annotated data set in another format.",
     "inspect": "What is in a data set, and what is wrong with it.",
     "methods": "List what can be trained.",
+    "formats": "List the formats of data sets.",
     "models": "List the weights that come with the package.",
     "export": "Write a model in a format for other programs, such as ONNX.",
 }

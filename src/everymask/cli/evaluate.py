@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from everymask.cli.application import Common
 from everymask.errors import InputError
@@ -11,12 +13,14 @@ from everymask.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from everymask.types import Sample, Segments
+    from everymask.types import Dataset, Sample, Segments
 
 EXAMPLES = """\
   everymask evaluate --data val/ --model nuclei
   everymask evaluate --data val/ --model runs/nuclei/model.safetensors --out report/
-  everymask evaluate --data val/ --predictions results/labels --out scores.json"""
+  everymask evaluate --data val/ --predictions results/labels --out scores.json
+  everymask evaluate --data instances_val.json --predictions results.json --protocol coco_boxes
+  everymask evaluate --data VOC2012 --predictions results/ --protocol voc --option.interpolation 11"""
 
 
 def command(
@@ -25,6 +29,10 @@ def command(
     model: str | None = None,
     predictions: Path | None = None,
     protocol: str = "auto",
+    option: dict[str, str] | None = None,
+    split: str | None = None,
+    reading: dict[str, str] | None = None,
+    skip_missing: bool = False,
     format: str | None = None,
     tta: bool = False,
     tile: int = 1024,
@@ -36,8 +44,14 @@ def command(
     Args:
         data: Annotated images: a folder or file in any supported format.
         model: Name that `everymask models` lists, or a model file.
-        predictions: Instead of a model: folder of label images with the names of the images, or a COCO file (JSON).
-        protocol: auto picks by what is annotated; matching compares objects, semantic compares pixels.
+        predictions: Instead of a model: folder of label images with the names of the images, COCO results or instances
+            (JSON), panoptic JSON with PNGs, Cityscapes PNGs, VOC or YOLO text, a CTC result folder.
+        protocol: auto picks by what the data and the predictions hold. Others: matching, semantic, coco_boxes,
+            coco_masks, voc, panoptic, cityscapes, boundary, ctc, classification.
+        option: Options of the protocol, such as --option.interpolation 11 for voc.
+        split: Part of the data, such as val; without it all parts.
+        reading: Options of the format of the data, such as --reading.images FOLDER.
+        skip_missing: Leave out images that the annotations name and that are not there.
         format: Format of the data, where it is not recognised.
         tta: Average the predictions for eight flips and turns of each image.
         tile: Side in pixels of the tiles in which larger images are predicted.
@@ -45,10 +59,10 @@ def command(
     """
     from everymask.cli.output import Output
     from everymask.cli.predictions import open_predictions
+    from everymask.cli.values import option_values
     from everymask.files import check_writable_folder
-    from everymask.formats import open_dataset
-    from everymask.metrics import METRICS
-    from everymask.metrics.evaluate import evaluate
+    from everymask.metrics import METRICS, metric_class
+    from everymask.metrics.evaluate import evaluate, evaluate_files, protocol_for
 
     if (model is None) == (predictions is None):
         raise InputError("evaluate needs either --model NAME_OR_FILE or --predictions PATH")
@@ -57,20 +71,32 @@ def command(
 
         raise unknown_name("protocol", protocol, ["auto", *METRICS])
     output = Output(common)
-    dataset = open_dataset(data, format=format)
+    settings = option_values(option)
+    opening = Opening(data, format, split, option_values(reading), skip_missing, needs_images=model is not None)
+    dataset = opening.dataset({} if protocol == "auto" else metric_class(protocol).reading)
     as_file = out is not None and out.suffix == ".json"
     predict: Callable[[Sample], Segments]
+    preferred = None
     if model is not None:
         from everymask.model import Model
 
         loaded = Model.load(model)
         predict, tasks = loaded.predictions_for(dataset, tile=tile, tta=tta), loaded.tasks
+        preferred = type(loaded.method).metric[0]
     else:
         predict, tasks = open_predictions(predictions or Path(), dataset), None
+    if protocol == "auto":
+        protocol = protocol_for(dataset, predict, tasks, preferred)
+        if dataset.format in metric_class(protocol).reading:
+            dataset = opening.dataset(metric_class(protocol).reading)
     if out is not None:
         check_writable_folder(out.parent if as_file else out)  # before the work, not after it
-    with output.progress("evaluating") as progress:
-        evaluation = evaluate(dataset, predict, protocol=protocol, tasks=tasks, progress=progress)
+    evaluation = None
+    if predictions is not None and not skip_missing:
+        evaluation = evaluate_files(dataset, predictions, protocol, settings)
+    if evaluation is None:
+        with output.progress("evaluating") as progress:
+            evaluation = evaluate(dataset, predict, protocol=protocol, options=settings, tasks=tasks, progress=progress)
 
     from everymask.report.evaluation import evaluation_json, headline, write_evaluation, write_evaluation_json
 
@@ -86,3 +112,36 @@ def command(
             report = write_evaluation(out, evaluation, dataset, predict, about)
         output.hint(f"report   {report}")
     output.result(evaluation_json(evaluation, about))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How the truth is opened.
+
+    Args:
+        path: The data set.
+        format: Its format, if it is given.
+        split: Its part.
+        options: Options of the format that the user gave.
+        skip_missing: Leave out samples without an image.
+        needs_images: The images will be read; otherwise they may be absent.
+    """
+
+    path: Path
+    format: str | None
+    split: str | None
+    options: Mapping[str, Any]
+    skip_missing: bool
+    needs_images: bool
+
+    def dataset(self, reading: Mapping[str, Mapping[str, Any]]) -> Dataset:
+        """The truth, opened as a protocol wants it (`Metric.reading`)."""
+        from everymask.formats import has_option, open_dataset, recognise
+
+        name = self.format or recognise(self.path)
+        options = {**reading.get(name, {}), **self.options}
+        if self.skip_missing:
+            options["missing_images"] = "skip"
+        elif not self.needs_images and has_option(name, "missing_images"):
+            options.setdefault("missing_images", "keep")
+        return open_dataset(self.path, format=self.format, split=self.split, **options)

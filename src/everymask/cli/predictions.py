@@ -18,23 +18,28 @@ ENDINGS = ("_cp_masks", "_labels", "_label", "_masks", "_mask", "_prediction", "
 
 
 def open_predictions(path: Path, data: Dataset) -> Predict:
-    """Predictions from a folder of label images or a COCO file.
+    """Predictions from whatever programs leave behind.
 
     Args:
-        path: A folder of label images that are called as the images of `data`, with or without one of `ENDINGS`; COCO
-            results (a list); or COCO instances, as `everymask predict --format coco` writes them.
+        path: Results in a format of `everymask.formats` (COCO results, panoptic JSON and PNG, Cityscapes PNG, VOC text,
+            CTC ``*_RES`` ...); a folder of label images that are called as the images of `data`, with or without one
+            of `ENDINGS`; or COCO instances, as `everymask predict --format coco` writes them.
         data: What they are predictions for.
 
     Raises:
         InputError: The path does not exist, or an image has no prediction.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; --predictions needs a folder of label images or a COCO results file")
-    if path.is_dir():
-        return _label_images(path, data)
-    with path.open("rb") as stream:
-        is_list = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    return _coco_results(path, data) if is_list else _coco_instances(path, data)
+        raise InputError(
+            f"{path} does not exist; --predictions needs a folder of label images, or a file or folder of results"
+        )
+    from everymask.formats import open_predictions as open_results
+
+    results = open_results(path, data)
+    if results is not None:
+        found = results
+        return lambda sample: found[sample.name]
+    return _label_images(path, data) if path.is_dir() else _coco_instances(path, data)
 
 
 def _label_images(folder: Path, data: Dataset) -> Predict:
@@ -61,47 +66,54 @@ def _label_images(folder: Path, data: Dataset) -> Predict:
     return predict
 
 
-def _coco_results(file: Path, data: Dataset) -> Predict:
-    from everymask.formats.coco_results import read_predictions
-
-    results = read_predictions(file, data)
-    return lambda sample: results[sample.name]
-
-
 def _coco_instances(file: Path, data: Dataset) -> Predict:
     from everymask.formats import open_dataset
 
     predicted = open_dataset(file, "coco", missing_images="keep")
     ids = ids_in_data(predicted.categories, data)
-    found = _one_for_each({sample.name: sample for sample in predicted}, data, str(file))
+    by_name = {sample.name: sample for sample in predicted}
+    found = _named_alike(by_name, data)
+    known = {sample.name for sample in found.values()}
+    unknown = [name for name in by_name if name not in known]
+    if unknown:
+        raise InputError(
+            f"{file} has predictions for {len(unknown)} images that {data.root} does not have, the first is "
+            f"{unknown[0]!r}; are they for another data set?"
+        )
 
     def predict(sample: Sample) -> Segments:
-        segments = found[sample.name].segments
+        # Where nothing was found COCO files may leave the image out.
+        segments = found[sample.name].segments if sample.name in found else None
         if segments is None:
-            return Segments.empty(sample.read_image().shape[:-1])
+            size = sample.segments.size if sample.segments is not None else sample.read_image().shape[:-1]
+            return Segments.empty(size)
         return segments.with_category([ids[int(each)] for each in segments.category])
 
     return predict
 
 
-def _one_for_each(available: Mapping[str, T], data: Dataset, place: str) -> dict[str, T]:
-    """For each sample what has its name, or, where only one has, the last part of its name.
-
-    Raises:
-        InputError: A sample has none.
-    """
+def _named_alike(available: Mapping[str, T], data: Dataset) -> dict[str, T]:
+    """For each sample what has its name, or, where only one has, the last part of its name."""
     by_stem: dict[str, list[str]] = {}
     for name in available:
         by_stem.setdefault(Path(name).name, []).append(name)
     found: dict[str, T] = {}
-    absent: list[str] = []
     for sample in data:
         alike = by_stem.get(Path(sample.name).name, [])
         name = sample.name if sample.name in available else alike[0] if len(alike) == 1 else None
-        if name is None:
-            absent.append(sample.name)
-        else:
+        if name is not None:
             found[sample.name] = available[name]
+    return found
+
+
+def _one_for_each(available: Mapping[str, T], data: Dataset, place: str) -> dict[str, T]:
+    """What `_named_alike` finds, if it finds something for each sample.
+
+    Raises:
+        InputError: A sample has none.
+    """
+    found = _named_alike(available, data)
+    absent = [sample.name for sample in data if sample.name not in found]
     if absent:
         raise InputError(
             f"{place} has no prediction for {len(absent)} of {len(data)} images, the first is {absent[0]!r}; "

@@ -63,6 +63,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
         config: Annotated[Path | None, Parameter(group=RUN)] = None,
         resume: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         channels: Annotated[int, Parameter(group=RUN)] = 3,
+        backbone_weights: Annotated[str | None, Parameter(group=RUN)] = None,
         data_licence: Annotated[str | None, Parameter(group=RUN)] = None,
         recipe: Any = None,
         architecture: Any = None,
@@ -76,11 +77,14 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             method: What to train: a name that `everymask methods` lists, or my.module:Class.
             data: Training images with their annotation: a folder or file in any supported format.
             out: Folder for the model, checkpoints, log and report.
-            val: Validation data; without it a tenth of the training images, drawn with a fixed seed, is held out.
+            val: Validation data; without it the data's own part for validation, or else a tenth of the training images,
+                drawn with a fixed seed, is held out.
             format: Format of the data, where it is not recognised.
             config: TOML file with any of these options by name; the command line overrules it.
             resume: Continue the run in the output folder from its last checkpoint.
             channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
+            backbone_weights: For methods with a backbone: a file of weights for it (.safetensors, .pth), or pretrained
+                for those that timm publishes (downloaded once). Without it training starts from random weights.
             data_licence: Licence of the training images, kept in the model file beside data, command and recipe.
         """
         _train(
@@ -91,6 +95,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             format=format,
             resume=resume,
             channels=channels,
+            backbone_weights=backbone_weights,
             recipe=None if recipe is None else Recipe(**asdict(recipe)),
             options={} if architecture is None else asdict(architecture),
             data_licence=data_licence,
@@ -129,6 +134,7 @@ def _train(
     format: str | None,
     resume: bool,
     channels: int,
+    backbone_weights: str | None,
     recipe: Recipe | None,
     options: dict[str, Any],
     data_licence: str | None,
@@ -145,10 +151,15 @@ def _train(
     training = open_dataset(data, format=format)
     if val is None:
         training, validation = hold_out(training)
-        output.note(
-            f"no --val given: {len(validation)} of {len(training) + len(validation)} images, drawn at random with a "
-            "fixed seed, are held out for validation"
-        )
+        part = validation[0].extra.get("split")
+        if part is not None and part != training[0].extra.get("split"):
+            how = f"the part {part!r} of the data ({len(validation)} images) is for validation"
+        else:
+            how = (
+                f"{len(validation)} of {len(training) + len(validation)} images, drawn at random with a fixed seed, "
+                "are held out for validation"
+            )
+        output.note(f"no --val given: {how}")
     else:
         validation = open_dataset(val, format=format)
     if recipe is not None:
@@ -156,7 +167,11 @@ def _train(
 
         torch.manual_seed(recipe.seed)  # the first weights belong to what the seed decides
     model = Model(method, training.categories, channels=channels, **options)
+    if backbone_weights is not None:
+        model.load_backbone(backbone_weights)
     provenance = {"data": str(data), "validation": "held out" if val is None else str(val), "command": command}
+    if backbone_weights is not None:
+        provenance["backbone weights"] = backbone_weights
     if data_licence is not None:
         provenance["data licence"] = data_licence
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,7 +23,8 @@ class Augmentation:
     where 0 and 1 are the ends of its range (before a mean is subtracted).
 
     Args:
-        flip: Left-right flips and quarter turns, together the 8 symmetries of the square; exact.
+        flip: Symmetries to choose from, all exact: ``none``, ``mirror`` (left-right), ``flips`` (also up-down) or
+            ``dihedral`` (also quarter turns: the 8 symmetries of the square).
         rotate: Largest rotation in degrees, either way.
         scale: Range of the magnification.
         brightness: Added, from -brightness to brightness.
@@ -35,7 +36,7 @@ class Augmentation:
         colour: Added to each channel alone, from -colour to colour.
     """
 
-    flip: bool = False
+    flip: Literal["none", "mirror", "flips", "dihedral"] = "none"
     rotate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     brightness: float = 0.0
@@ -52,7 +53,9 @@ class Augmentation:
         low, high = self.scale
         # Uniform in the logarithm, so that halving is as probable as doubling.
         scale = math.exp(rng.uniform(math.log(low), math.log(high))) if high > low else low
-        flip, turns = (bool(rng.integers(2)), int(rng.integers(4))) if self.flip else (False, 0)
+        flip = self.flip != "none" and bool(rng.integers(2))
+        # A flip and half a turn make an up-down flip.
+        turns = {"none": 0, "mirror": 0, "flips": 2 * int(rng.integers(2)), "dihedral": int(rng.integers(4))}[self.flip]
         return Placement(angle, scale, flip, turns)
 
     def change_intensities(self, image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

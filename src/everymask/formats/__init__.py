@@ -11,24 +11,55 @@ import importlib
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from everymask.errors import InputError, unknown_name
+from everymask.formats.joining import join_parts
 
 if TYPE_CHECKING:
-    from everymask.formats.description import Description, Format
+    from everymask.formats.description import Description, Format, ReadsPredictions
     from everymask.formats.listing import PathLike
-    from everymask.types import Dataset
+    from everymask.types import Dataset, Segments
 
-__all__ = ["FORMATS", "describe", "open_dataset", "recognise", "write_dataset"]
+__all__ = [
+    "FORMATS",
+    "PARTS",
+    "can_read",
+    "describe",
+    "has_option",
+    "open_dataset",
+    "open_predictions",
+    "recognise",
+    "write_dataset",
+]
 
 FORMATS: dict[str, str] = {
+    "cvat": "everymask.formats.cvat",
+    "segmentation_mask": "everymask.formats.segmentation_mask",
+    "voc": "everymask.formats.voc",
+    "yolo": "everymask.formats.yolo",
+    "ctc": "everymask.formats.ctc",
+    "coco_panoptic": "everymask.formats.coco_panoptic",
+    "coco_stuff": "everymask.formats.coco_stuff",
+    "cityscapes": "everymask.formats.cityscapes",
+    "ade20k": "everymask.formats.ade20k",
+    "labelme": "everymask.formats.labelme",
+    "imagej_roi": "everymask.formats.imagej_roi",
+    "geojson": "everymask.formats.geojson",
     "coco": "everymask.formats.coco",
     "label_images": "everymask.formats.label_images",
+    "image_folder": "everymask.formats.image_folder",
 }
 """Name -> module. The most specific layout comes first: where several recognise a path, the first one wins."""
+
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""Folders of these names are parts of the data set above them."""
+
+
+_DEPTH, _MOST_FOLDERS = 3, 300
+"""How far below a folder a data set is looked for."""
 
 
 def open_dataset(path: PathLike, format: str | None = None, *, split: str | None = None, **options: Any) -> Dataset:
@@ -37,20 +68,28 @@ def open_dataset(path: PathLike, format: str | None = None, *, split: str | None
     Args:
         path: The folder or file.
         format: One of `FORMATS`; recognised by the content of `path` where not given.
-        split: Name of the part to open, such as ``"train"``, where a data set has parts.
+        split: Name of the part to open, such as ``"train"``, where a data set has parts. Without it, all parts are
+            opened as one, and ``Sample.extra["split"]`` says which a sample is from.
         options: The format's own options, described at its `read` function.
 
     Raises:
         InputError: The path does not exist or is of no known format, the format or an option is unknown, or the data
             set is not what its format asks for.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the spelling")
-    if path.is_dir() and not any(path.iterdir()):
-        raise InputError(f"{path} is an empty folder; expected a data set")
-    name = format if format is not None else recognise(path)
-    read = _module(name).read
+    path = _existing(path)
+    name = format if format is not None else _recognised(path)
+    if name is None:
+        parts = _parts(path)
+        if not parts and split is not None and (path / split).is_dir():
+            return open_dataset(path / split, **options)
+        if not parts:
+            return open_dataset(_only_one_below(path), split=split, **options)
+        if split is not None and split not in parts:
+            raise InputError(f"{path} has no part {split!r}; it has {', '.join(parts)}")
+        chosen = parts if split is None else {split: parts[split]}
+        opened = {part: open_dataset(path / part, each, **options) for part, each in chosen.items()}
+        return join_parts(opened, path) if split is None else opened[split]
+    read = _reader(name)
     if split is not None:
         options["split"] = split
     _check_options(name, read, options)
@@ -80,21 +119,98 @@ def write_dataset(dataset: Dataset, target: PathLike, format: str, **options: An
 
 
 def recognise(path: PathLike) -> str:
-    """Name of the format that `path` is in.
+    """Name of the format that `path`, or each of its parts, is in.
 
     Raises:
         InputError: None of them.
     """
+    path = _existing(path)
+    name = _recognised(path) or next(iter(_parts(path).values()), None)
+    return recognise(_only_one_below(path)) if name is None else name
+
+
+def open_predictions(path: PathLike, dataset: Dataset) -> Mapping[str, Segments] | None:
+    """Results of other programs for the samples of a data set, by their names, read when asked for.
+
+    Args:
+        path: A file or folder of results in a format that programs leave results in.
+        dataset: What they are results for.
+
+    Returns:
+        None if `path` is of no such format.
+
+    Raises:
+        InputError: The results are malformed, or are none for this data set.
+    """
     path = Path(path)
     for name in FORMATS:
-        if _module(name).recognise(path):
-            return name
+        module = importlib.import_module(FORMATS[name])
+        if hasattr(module, "recognise_predictions") and module.recognise_predictions(path):
+            return cast("ReadsPredictions", module).read_predictions(path, dataset)
+    return None
+
+
+def _existing(path: PathLike) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the spelling")
+    if path.is_dir() and not any(path.iterdir()):
+        raise InputError(f"{path} is an empty folder; expected a data set")
+    return path
+
+
+def _recognised(path: Path) -> str | None:
+    return next((name for name in FORMATS if _module(name).recognise(path)), None)
+
+
+def _parts(path: Path) -> dict[str, str]:
+    """Names and formats of the folders below `path` that are data sets and are called like parts of one."""
+    if not path.is_dir():
+        return {}
+    below = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name.lower() in PARTS)
+    found = {name: _recognised(path / name) for name in below}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _only_one_below(path: Path) -> Path:
+    """The one data set in the folders below `path`, as archives often wrap theirs in folders.
+
+    Raises:
+        InputError: There is none, or there are several; these are named.
+    """
+    found: dict[Path, str] = {}
+    waiting = [(path, 0)]
+    looked_at = 0
+    while waiting and looked_at < _MOST_FOLDERS and path.is_dir():
+        folder, depth = waiting.pop(0)
+        for each in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] not in "._"):
+            looked_at += 1
+            name = _recognised(each) or next(iter(_parts(each).values()), None)
+            if name is not None:
+                found[each] = name
+            elif depth + 1 < _DEPTH:
+                waiting.append((each, depth + 1))
+    if not found:
+        raise _unrecognised(path)
+    if len(found) > 1:
+        listed = ", ".join(f"{each.relative_to(path).as_posix()} ({name})" for each, name in list(found.items())[:8])
+        raise InputError(f"{path} holds {len(found)} data sets: {listed}; name one of them")
+    return next(iter(found))
+
+
+def _unrecognised(path: Path) -> InputError:
+    for name in FORMATS:
+        module = importlib.import_module(FORMATS[name])
+        if hasattr(module, "recognise_predictions") and module.recognise_predictions(path):
+            return InputError(f"{path} holds results ({name}), no data set; give it to evaluate as --predictions")
     if path.suffix.lower() == ".json" and path.is_file():
         from everymask.formats.coco_schema import check_keys
 
         check_keys(path)
-    layouts = "; ".join(f"{name} ({describe(name).layout})" for name in FORMATS)
-    raise InputError(f"cannot tell what {path} is; expected one of: {layouts}; say --format")
+    return InputError(
+        f"cannot tell what {path} is; expected a data set as {', '.join(FORMATS)} (`everymask formats --json` says what "
+        "each looks like); check the path, or say --format"
+    )
 
 
 def describe(name: str) -> Description:
@@ -112,12 +228,31 @@ def _module(name: str) -> Format:
     return cast("Format", importlib.import_module(FORMATS[name]))
 
 
+def can_read(name: str) -> bool:
+    """Whether data sets can be opened in the format called `name`; the others are for export only."""
+    return hasattr(_module(name), "read")
+
+
+def has_option(name: str, option: str) -> bool:
+    """Whether the format called `name` takes an option when it opens a data set."""
+    return can_read(name) and option in inspect.signature(_module(name).read).parameters
+
+
+def _reader(name: str) -> Callable[..., Any]:
+    module = _module(name)
+    if not hasattr(module, "read"):
+        raise InputError(f"the format {name!r} is for export only; give the data set that it was exported from")
+    return module.read
+
+
 def _check_options(name: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
     """Makes sure that `function` takes all of `options`."""
     known = list(inspect.signature(function).parameters)[1:]
     for option in options:
         if option == "split" and option not in known:
             raise InputError(f"the format {name!r} has no splits; leave out split and name the part's own path")
+        if option == "missing_images" and option not in known:
+            raise InputError(f"the format {name!r} finds its images by itself, so none can be missing")
         if option not in known:
             raise unknown_name(f"option of the format {name!r}", option, known)
 

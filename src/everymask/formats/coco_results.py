@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import numpy as np
@@ -16,7 +16,12 @@ from everymask.formats.coco_write import segmentations_of_masks
 from everymask.formats.images import image_size
 from everymask.types import Dataset, Sample, Segments
 
-_RESULTS = msgspec.json.Decoder(list[schema.JsonResult])
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from everymask.formats.coco_columns import Columns
+
+_LOOKED_AT = 1 << 20  # bytes that are read to recognise a file
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -75,6 +80,21 @@ def _entries(segments: Segments, image_id: int | str) -> Iterator[dict[str, obje
         yield entry if shapes is None else {**entry, "segmentation": shapes[i]}
 
 
+def recognise_predictions(path: Path) -> bool:
+    """Whether `path` is a JSON list of results, judged by the first of them; an empty list is one, too."""
+    try:
+        if path.suffix.lower() != ".json" or not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            begin = stream.read(_LOOKED_AT).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError:
+        return False
+    if not begin.startswith(b"["):
+        return False
+    first = begin[1:].lstrip()
+    return first.startswith(b"]") or (first.startswith(b"{") and b'"image_id"' in first and b'"category_id"' in first)
+
+
 def read_predictions(path: Path | str, dataset: Dataset) -> Mapping[str, Segments]:
     """Reads COCO results.
 
@@ -92,69 +112,83 @@ def read_predictions(path: Path | str, dataset: Dataset) -> Mapping[str, Segment
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a JSON file of COCO results")
-    results = schema.decode(path, lambda: _RESULTS.decode(path.read_bytes()))
-    return _Predictions(path, dataset, results)
+    from everymask.formats.coco_columns import read_results
+
+    return _Predictions(path, dataset, read_results(path))
 
 
 class _Predictions(Mapping[str, Segments]):
-    """Segments by the name of the sample."""
+    """Segments by the name of the sample: those of sample i are ``rows[starts[i]:starts[i + 1]]`` of the results."""
 
-    def __init__(self, path: Path, dataset: Dataset, results: list[schema.JsonResult]) -> None:
-        self._path, self._dataset, self._results = path, dataset, results
+    def __init__(self, path: Path, dataset: Dataset, columns: Columns) -> None:
+        self._path, self._dataset, self._columns = path, dataset, columns
         ids = image_ids(dataset)
         self._positions = {name: position for position, name in enumerate(ids)}
-        names = {identifier: name for name, identifier in ids.items()}
-        known = set(dataset.categories.ids.tolist())
-        self._rows: dict[str, list[int]] = {name: [] for name in ids}
-        for row, each in enumerate(results):
-            if each.image_id not in names:
-                raise InputError(
-                    f"{path}: $[{row}] is for image {each.image_id!r}, which the data set does not have; are they "
-                    "results for another one?"
-                )
-            if each.category_id not in known:
-                raise InputError(
-                    f"{path}: $[{row}] has category {each.category_id}, which the data set does not have; known ids: "
-                    f"{', '.join(map(str, sorted(known)[:10]))}{' ...' if len(known) > 10 else ''}"
-                )
-            self._rows[names[each.image_id]].append(row)
+        owner = _owners(list(ids.values()), columns)
+        if bool((owner < 0).any()):
+            row = int(np.argmax(owner < 0))
+            raise InputError(
+                f"{path}: $[{row}] is for image {self._image(row)!r}, which the data set does not have; are they "
+                "results for another one?"
+            )
+        unknown = schema.positions(dataset.categories.ids, columns.category_id) < 0
+        if bool(unknown.any()):
+            row, known = int(np.argmax(unknown)), sorted(dataset.categories.ids.tolist())
+            raise InputError(
+                f"{path}: $[{row}] has category {columns.category_id[row]}, which the data set does not have; known "
+                f"ids: {', '.join(map(str, known[:10]))}{' ...' if len(known) > 10 else ''}"
+            )
+        self._rows = np.argsort(owner, kind="stable")
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(ids)))])
+
+    def _image(self, row: int) -> int | str:
+        """The id of the image that a result is for."""
+        identifier = int(self._columns.image_id[row])
+        return self._columns.image_texts[identifier] if self._columns.image_text[row] else identifier
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._positions)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        return iter(self._positions)
 
     def __getitem__(self, name: str) -> Segments:
-        rows = self._rows[name]
-        found = [self._results[row] for row in rows]
-        size = _size(self._dataset[self._positions[name]])
-        shapes = []
-        for row, each in zip(rows, found, strict=True):
-            try:
-                if each.bbox is not None:
-                    # Predicted boxes may well leave the image.
-                    schema.check_box(each.bbox, None)
-                shapes.append(schema.segmentation(each.segmentation, f"$[{row}].segmentation", size))
-            except msgspec.ValidationError as error:
-                raise InputError(f"{self._path}: {error}; expected an RLE") from error
-            except InputError as error:
-                raise InputError(f"{self._path}: $[{row}], image {each.image_id!r}: {error}") from error
-        geometry = schema.geometry(shapes, size)
-        boxes = [each.bbox for each in found if each.bbox is not None]
-        if len(boxes) != len(found) and geometry is None:
+        position = self._positions[name]
+        columns, rows = self._columns, self._rows[self._starts[position] : self._starts[position + 1]]
+        size = _size(self._dataset[position])
+        boxes = columns.box[rows]
+        negative = (boxes[:, 2:] < 0).any(axis=1)
+        if bool(negative.any()):
+            row = int(rows[np.argmax(negative)])
             raise InputError(
-                f"{self._path}: results for image {found[0].image_id!r} have neither bbox nor segmentation"
+                f"{self._path}: {self._named(row)}: its bbox {columns.box[row].tolist()} has a negative width or "
+                "height; correct or remove it"
             )
-        edges = np.array(boxes, np.float64).reshape(-1, 4)
-        edges[:, 2:] += edges[:, :2]
+        geometry = columns.shapes.geometry(rows, size, self._named)
+        boxed = not bool(np.isnan(boxes).any())
+        if geometry is None and not boxed:
+            raise InputError(
+                f"{self._path}: results for image {self._image(int(rows[0]))!r} have neither bbox nor segmentation"
+            )
+        boxes[:, 2:] += boxes[:, :2]
         return Segments(
-            size,
-            [each.category_id for each in found],
-            geometry,
-            score=[each.score for each in found],
-            box=edges if len(edges) == len(found) else None,
+            size, columns.category_id[rows], geometry, score=columns.score[rows], box=boxes if boxed else None
         )
+
+    def _named(self, row: int) -> str:
+        return f"$[{row}], image {self._image(row)!r}"
+
+
+def _owners(ids: list[int | str], columns: Columns) -> NDArray[np.int64]:
+    """(N,) the position in `ids` of the image of each result, -1 for an image that is not there."""
+    numbers = {identifier: position for position, identifier in enumerate(ids) if isinstance(identifier, int)}
+    places = np.array([*numbers.values(), -1], np.int64)
+    owner = places[schema.positions(np.array(list(numbers), np.int64), columns.image_id)]
+    if columns.image_texts:
+        named = {identifier: position for position, identifier in enumerate(ids)}
+        by_text = np.array([named.get(text, -1) for text in columns.image_texts], np.int64)
+        owner[columns.image_text] = by_text[columns.image_id[columns.image_text]]
+    return owner
 
 
 def _size(sample: Sample) -> tuple[int, int]:

@@ -15,5 +15,6 @@ def attribute_column(values: Sequence[Any]) -> NDArray[Any]:
     if len(kinds) == 1 and kinds <= {bool, int, float, str}:
         return np.array(values)
     column = np.empty(len(values), object)
-    column[:] = values
+    for position, value in enumerate(values):  # numpy would take equally long lists for rows
+        column[position] = value
     return column

@@ -25,12 +25,14 @@ from everymask.errors import InputError
 from everymask.files import atomic_write
 from everymask.formats.checks import check_same_size
 from everymask.formats.columns import attribute_column
-from everymask.formats.description import Description
+from everymask.formats.description import Description, Feature
 from everymask.formats.exporting import check_relative, copy_image
 from everymask.formats.images import image_size, read_image, read_labels, write_labels
-from everymask.formats.label_kind import Meaning, meaning_of
+from everymask.formats.joining import join_parts
+from everymask.formats.label_kind import Meaning, has_classes, meaning_of
 from everymask.formats.metadata import read_extras
 from everymask.formats.pairing import Pairs, find_layout, find_pairs, splits_of
+from everymask.formats.time_series import count_frames, read_frame, read_label_frame
 from everymask.types import Categories, Dataset, LabelMap, Sample, Segments, Task
 from everymask.types.segments import Overlap
 
@@ -41,8 +43,7 @@ DESCRIPTION = Description(
     summary="images with label masks, one integer a pixel: objects (instance) or classes (semantic); 2-D and 3-D",
     layout="images/ with masks/, or name.png beside name_mask.png",
     tasks=frozenset({Task.INSTANCE, Task.SEMANTIC, Task.PANOPTIC, Task.DETECTION}),
-    keeps=("label maps", "void", "categories", "scores, boxes, crowds and attributes of objects", "extra"),
-    loses=("overlap of segments", "polygons (they become pixels)", "segments without a geometry"),
+    carries=frozenset(Feature) - {Feature.POINTS, Feature.OVERLAP, Feature.TAGS},
 )
 
 _VOID = 2**16 - 1
@@ -71,7 +72,14 @@ _OBJECTS = msgspec.json.Decoder(JsonObjects)
 
 def recognise(path: Path) -> bool:
     """Whether `path` is a folder of images with masks, or holds such folders as its parts; by names alone."""
-    return path.is_dir() and (find_layout(path) is not None or bool(splits_of(path)))
+    try:
+        if not path.is_dir():
+            return False
+        return find_layout(path) is not None or any(each.lower() in _SPLITS for each in splits_of(path))
+    except OSError:
+        return False
+    except InputError:
+        return True  # names that do not match: opening it tells which
 
 
 def read(
@@ -82,6 +90,7 @@ def read(
     classes: Sequence[str] | None = None,
     void: int | None = None,
     unannotated: str | None = None,
+    time: bool | None = None,
 ) -> Dataset:
     """Opens a folder of images with masks.
 
@@ -90,51 +99,102 @@ def read(
 
     Args:
         path: The folder.
-        split: A folder below it, or below both of `images/` and `masks/`.
+        split: A folder below it, or below both of `images/` and `masks/`. Without it, folders such as `train/` and
+            `val/` that are data sets are opened as one.
         kind: ``"instance"`` (values are objects) or ``"semantic"`` (values are classes).
         classes: Names of the classes, the first for value 0; or the one name of the objects of instance masks.
         void: Value of pixels to ignore.
         unannotated: ``"keep"`` images that have no mask, without annotation, or take them for an ``"error"``; where
             files lie side by side they are kept by default, else they are an error.
+        time: Whether TIFF stacks are time series, each frame a sample ``NAME/t000`` with its `sequence` and `frame` in
+            `Sample.extra`. By default those are whose metadata (ImageJ, OME) name a time axis and none of depth; other
+            stacks are volumes.
 
     Raises:
         InputError: There are no images with masks, names do not match, or a list of classes is wrong.
     """
     if not path.is_dir():
         raise InputError(f"{path} is a file, but images with masks are a folder; name the folder")
-    found = find_layout(path, split)
-    if found is None:
+    layouts = {"": find_layout(path, split)}
+    if layouts[""] is None and split is None and {each.lower() for each in splits_of(path)} <= _SPLITS:
+        layouts = {part: find_layout(path / part) for part in splits_of(path)}
+    pairs = {part: find_pairs(*each, unannotated=unannotated) for part, each in layouts.items() if each is not None}
+    if not pairs:
         raise InputError(_no_pairs(path, split))
-    pairs = find_pairs(*found, unannotated=unannotated)
-    part = split or path.name
-    root = path / split if split and (path / split).is_dir() else path
-    folders = [root, root.parent] if root != path or root.name.lower() in _SPLITS else [root]
-    masks = [mask for mask in pairs.masks if mask is not None]
-    meaning = meaning_of(pairs.mask_folder, masks, folders, kind, classes, void)
-    reader = _Reader(pairs, meaning, root / "objects", read_extras(folders, pairs.names, part))
-    return Dataset(reader.sample, len(pairs.names), meaning.categories, meaning.tasks, "label_images", path)
+    below = split if split and (path / split).is_dir() else ""
+    # Parts that do not name their classes share what the values of all their masks mean.
+    shared = [] if any(has_classes(path / part) for part in pairs if part) else list(pairs.values())
+    meaning: Meaning | None = None
+    opened: dict[str, Dataset] = {}
+    for part, each in pairs.items():
+        root = path / (part or below)
+        folders = [root, root.parent] if root != path or root.name.lower() in _SPLITS else [root]
+        if meaning is None or not shared:
+            masks = [one.mask_folder / mask for one in shared or [each] for mask in one.masks if mask]
+            meaning = meaning_of(masks, folders, kind, classes, void)
+        frames = count_frames([each.image_folder / image for image in each.images], time)
+        extras = read_extras(folders, each.names, part or split or path.name)
+        reader = _Reader(each, frames, meaning, root / "objects", extras)
+        rows = reader.rows()
+        opened[part] = Dataset(
+            partial(reader.sample, rows), len(rows), meaning.categories, meaning.tasks, "label_images", path / part
+        )
+    return opened[""] if "" in opened else join_parts(opened, path)
+
+
+_Rows = Sequence[tuple[int, int | None]]
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes the samples of a folder."""
+    """Makes the samples of a folder.
+
+    Args:
+        pairs: Images and masks.
+        frames: For each image the number of frames, None if it is no time series.
+        meaning: What values of the masks mean.
+        objects: Where lists of objects may be.
+        extras: `Sample.extra` by name.
+    """
 
     pairs: Pairs
+    frames: Sequence[int | None]
     meaning: Meaning
     objects: Path
     extras: dict[str, dict[str, Any]]
 
-    def sample(self, index: int) -> Sample:
-        name, mask = self.pairs.names[index], self.pairs.masks[index]
-        path = self.pairs.image_folder / self.pairs.images[index]
+    def rows(self) -> _Rows:
+        """Index of the image, and frame of a time series, of each sample."""
+        if not any(self.frames):
+            return [(index, None) for index in range(len(self.frames))]
+        return [
+            (index, frame)
+            for index, count in enumerate(self.frames)
+            for frame in ([None] if count is None else range(count))
+        ]
+
+    def sample(self, rows: _Rows, index: int) -> Sample:
+        image, frame = rows[index]
+        name, mask = self.pairs.names[image], self.pairs.masks[image]
+        path = self.pairs.image_folder / self.pairs.images[image]
+        extra = dict(self.extras.get(name, {}))
+        pixels: Callable[[], NDArray[Any]] = partial(read_image, path)
+        if frame is not None:
+            extra |= {"sequence": name, "frame": frame}
+            name = f"{name}/t{frame:03d}"
+            pixels = partial(read_frame, path, frame)
         segments: Callable[[], Segments] | None = None
         if mask is not None:
-            segments = partial(self.segments, name, path, self.pairs.mask_folder / mask)
-        return Sample(name, partial(read_image, path), segments, path, dict(self.extras.get(name, {})))
+            segments = partial(self.segments, name, path, self.pairs.mask_folder / mask, frame)
+        return Sample(name, pixels, segments, path if frame is None else None, extra)
 
-    def segments(self, name: str, image: Path, mask: Path) -> Segments:
-        values = read_labels(mask)
-        check_same_size(image_size(image), values.shape, image, mask)
+    def segments(self, name: str, image: Path, mask: Path, frame: int | None) -> Segments:
+        size = image_size(image)
+        if frame is None:
+            values = read_labels(mask)
+            check_same_size(size, values.shape, image, mask)
+        else:
+            values = read_label_frame(mask, frame, size, image)
         if self.meaning.kind == "semantic":
             return self._semantic(values, mask)
         ids = values
@@ -290,7 +350,7 @@ def _write_objects(target: Path, name: str, segments: Segments, ids: NDArray[np.
     categories.indices(segments.category)
     count = len(segments)
     labels = np.arange(1, count + 1)
-    box = segments._box
+    box = segments.given_boxes
     present = np.bincount(ids[ids > 0], minlength=count + 1)[1:] > 0
     plain = len(categories) == 1 and segments.score is None and box is None and not segments.crowd.any()
     plain = plain and bool(present.all()) and set(segments.attributes) <= {"label"}

@@ -15,7 +15,8 @@ Without such a file and without the option `kind`, at most 8 masks, evenly sprea
 
 Semantic masks without a list of classes are looked at once more, at most 64 of them, for the values that occur:
 
-- 255 is void, unless it is the only value beside 0, which then is the class "foreground";
+- 255 is void, unless it is the only value beside 0, which then is the class "foreground" (where a list of classes says
+  otherwise, such masks are an error, since they would hold nothing but void);
 - 0 is a class if 255 occurs as void, and background otherwise;
 - if at least half of the values 0..highest occur, all of them are classes; otherwise those that occur.
 
@@ -76,8 +77,7 @@ class Meaning:
 
 
 def meaning_of(
-    folder: Path,
-    masks: Sequence[str],
+    masks: Sequence[Path],
     folders: Sequence[Path],
     kind: str | None,
     classes: Sequence[str] | None,
@@ -86,8 +86,7 @@ def meaning_of(
     """Decides what masks mean, by the rules at the top of this module.
 
     Args:
-        folder: Where the masks are.
-        masks: All mask files, below it.
+        masks: All mask files.
         folders: Where `categories.json` or `classes.txt` may be, the most likely first.
         kind: ``"instance"``, ``"semantic"`` or None.
         classes: Names of the classes, in the order of `classes.txt`.
@@ -99,7 +98,7 @@ def meaning_of(
     if kind not in {None, "instance", "semantic"}:
         raise InputError(f"kind must be 'instance' or 'semantic', got {kind!r}")
     found = _from_files(folders) if classes is None else {"names": list(classes), "file": "classes"}
-    decided = cast("Kind", kind or found.get("kind") or kind_of(_spread(folder, masks, MASKS_FOR_KIND)))
+    decided = cast("Kind", kind or found.get("kind") or kind_of(_spread(masks, MASKS_FOR_KIND)))
     names: list[str] | None = found.get("names")
     categories: Categories | None = found.get("categories")
     if decided == "instance":
@@ -113,9 +112,12 @@ def meaning_of(
     if names is not None:
         categories = Categories([Category(value, name) for value, name in enumerate(names)])
     if categories is None:
-        return _semantic_by_values(_spread(folder, masks, MASKS_FOR_CLASSES), void)
+        return _semantic_by_values(_spread(masks, MASKS_FOR_CLASSES), void)
     ids = set(categories.ids.tolist())
-    void = void if void is not None else found.get("void", VOID if VOID not in ids else None)
+    if void is None:
+        void = found.get("void", VOID if VOID not in ids else None)
+        if "void" not in found and void is not None:
+            _check_not_white(_spread(masks, MASKS_FOR_KIND), found["file"])
     return Meaning(decided, categories, void, found.get("background", None if 0 in ids else 0))
 
 
@@ -158,6 +160,11 @@ def read_categories(path: Path) -> dict[str, Any]:
     return content
 
 
+def has_classes(folder: Path) -> bool:
+    """Whether a folder has a file that names the classes."""
+    return any((folder / name).is_file() for name in ("categories.json", "classes.txt"))
+
+
 def _from_files(folders: Sequence[Path]) -> dict[str, Any]:
     """What `categories.json` or `classes.txt` says; empty where there is none."""
     for folder in folders:
@@ -173,6 +180,26 @@ def _from_files(folders: Sequence[Path]) -> dict[str, Any]:
                 raise InputError(f"{path} has an empty line; expected one class name a line, the first for value 0")
             return {"names": names, "file": path}
     return {}
+
+
+def _check_not_white(masks: Sequence[Path], source: Path | str) -> None:
+    """Makes sure that 255 is not the only value beside 0, where nothing but habit says that it is void.
+
+    Raises:
+        InputError: It is: then it probably stands for the foreground, and there would be nothing but void.
+    """
+    seen: set[int] = set()
+    for path in masks:
+        try:
+            seen.update(np.unique(_middle(read_labels(path))).tolist())
+        except InputError:
+            continue
+    if VOID in seen and seen <= {0, VOID}:
+        raise InputError(
+            f"{masks[0]} and others hold only 0 and 255, but {source} names classes by the values 0, 1, 2 ...; replace "
+            "255 by the number of the class that is white, or remove the list of classes to have 255 as foreground, or "
+            "say void=255 if white is to be ignored"
+        )
 
 
 def _semantic_by_values(masks: Sequence[Path], void: int | None) -> Meaning:
@@ -203,10 +230,10 @@ def _semantic_by_values(masks: Sequence[Path], void: int | None) -> Meaning:
     return Meaning("semantic", categories, chosen_void, None if zero_is_class else 0)
 
 
-def _spread(folder: Path, masks: Sequence[str], count: int) -> list[Path]:
+def _spread(masks: Sequence[Path], count: int) -> list[Path]:
     """At most `count` of the masks, evenly spread."""
     positions = range(len(masks)) if len(masks) <= count else np.linspace(0, len(masks) - 1, count).round()
-    return [folder / masks[int(position)] for position in positions]
+    return [masks[int(position)] for position in positions]
 
 
 def _middle(labels: NDArray[Any]) -> NDArray[Any]:

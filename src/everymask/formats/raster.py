@@ -48,6 +48,11 @@ def read_labels(path: Path, head: bytes) -> NDArray[Any]:
     Raises:
         InputError: The file is damaged, a JPEG, or colour-coded.
     """
+    from everymask.formats import png_labels
+
+    quickly = png_labels.read_labels(path, head)
+    if quickly is not None:
+        return quickly
     with reading(path), _opened(path, head) as image:
         if image.format == "JPEG":
             raise InputError(f"{path} is a JPEG, whose compression changes label ids; save masks as PNG or TIFF")

@@ -72,6 +72,10 @@ class Method(nn.Module, ABC):
         """The default preprocessing for images of `channels` channels."""
         return Preprocessing(channels=channels)
 
+    def preprocessing_of(self) -> Preprocessing:
+        """The default preprocessing of this very network, such as that of its backbone's weights."""
+        return type(self).preprocessing(self.channels)
+
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Named outputs (B, ?, H / grid, W / grid) of images (B, C, H, W); exportable."""

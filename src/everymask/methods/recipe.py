@@ -13,6 +13,7 @@ _NOT_NEGATIVE = (
     "warmup",
     "plateau_patience",
     "clip",
+    "backbone_rate",
     "rotate",
     "brightness",
     "noise",
@@ -40,7 +41,8 @@ class Recipe:
         learning_rate: Peak learning rate.
         optimiser: Name of the optimiser.
         weight_decay: Decoupled weight decay (not applied to biases and normalisation).
-        schedule: ``cosine`` decays to 1 % of the peak, ``plateau`` multiplies by `plateau_factor` whenever the
+        backbone_rate: Factor of the learning rate for a backbone, which usually has weights already.
+        schedule: ``cosine`` decays to 1 % of the peak, ``poly`` as (1 - share done)^0.9, ``plateau`` multiplies by `plateau_factor` whenever the
             validation loss has not improved for `plateau_patience` epochs, ``constant`` keeps the rate.
         warmup: Epochs of linear warm-up (fractions allowed).
         plateau_factor: Factor in 0..1 of the plateau schedule.
@@ -49,7 +51,8 @@ class Recipe:
         ema: Decay per step of the exponential moving average of the weights that is validated and saved; 0 switches it
             off.
         precision: ``auto`` takes bfloat16 where the device computes it fast, else float32.
-        flip: Random flips and quarter turns.
+        flip: Random symmetries: ``none``, ``mirror`` left and right (street scenes), ``flips`` also up and down,
+            ``dihedral`` also quarter turns (microscopy, satellites).
         rotate: Largest random rotation in degrees (0 switches it off).
         scale: Range of the random magnification.
         brightness: Added to the normalised image, uniform in -brightness..brightness.
@@ -77,14 +80,15 @@ class Recipe:
     learning_rate: float = 1e-3
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    backbone_rate: float = 1.0
+    schedule: Literal["cosine", "poly", "plateau", "constant"] = "cosine"
     warmup: float = 1.0
     plateau_factor: float = 0.5
     plateau_patience: int = 10
     clip: float = 1.0
     ema: float = 0.999
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    flip: bool = True
+    flip: Literal["none", "mirror", "flips", "dihedral"] = "dihedral"
     rotate: float = 0.0
     scale: tuple[float, float] = (0.8, 1.25)
     brightness: float = 0.2

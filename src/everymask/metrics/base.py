@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -28,12 +29,52 @@ class Table:
         columns: One name for each column; the first column names the row.
         rows: Unrounded figures, one tuple a row; NaN where a figure is not defined.
         note: A sentence that belongs under the table, or nothing.
+        judge: The column by which the rows are compared, the higher the better, or nothing.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    judge: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A line of a plot, such as precision over recall.
+
+    Args:
+        plot: Which plot it belongs to; curves of one plot share their axes.
+        name: What the line is, for the legend.
+        x_label: What is along the horizontal axis.
+        y_label: What is along the vertical axis.
+        x: (P,) in increasing order.
+        y: (P,), NaN where it is not defined.
+    """
+
+    plot: str
+    name: str
+    x_label: str
+    y_label: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Confusion:
+    """Which true class was taken for which.
+
+    Args:
+        rows: Names of the true classes.
+        columns: Names of what was predicted.
+        counts: (R, C) pixels, objects or images.
+        unit: What is counted: ``"pixels"``, ``"objects"`` or ``"images"``.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: NDArray[np.int64]
+    unit: str
 
 
 class Metric(ABC):
@@ -47,11 +88,21 @@ class Metric(ABC):
         categories: The classes of the data set; truth and prediction use their ids.
     """
 
+    reading: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options with which the truth has to be opened, by name of its format, where the usual ones do not do."""
+
     def __init__(self, categories: Categories) -> None:
         self.categories = categories
 
     @abstractmethod
-    def update(self, truth: Segments, prediction: Segments, name: str = "", group: str = "") -> None:
+    def update(
+        self,
+        truth: Segments,
+        prediction: Segments,
+        name: str = "",
+        group: str = "",
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """Takes in one image.
 
         Args:
@@ -59,6 +110,7 @@ class Metric(ABC):
             prediction: What the model made of the same image.
             name: Names the image in errors and tables.
             group: Kind of image, such as ``"fluorescence"``; with more than one kind, a table compares them.
+            extra: `Sample.extra` of the truth, such as the frame number in a sequence.
 
         Raises:
             InputError: Sizes differ, scores are NaN, or a category is unknown.
@@ -79,6 +131,21 @@ class Metric(ABC):
     @abstractmethod
     def tables(self) -> list[Table]:
         """The figures in detail."""
+
+    def images(self) -> Table | None:
+        """One row for each image, its name first, in order of names; None if single images are not kept.
+
+        `Table.judge` names the figure by which the worst images are found.
+        """
+        return None
+
+    def curves(self) -> list[Curve]:
+        """The lines of the report's plots, such as precision over recall."""
+        return []
+
+    def confusion(self) -> Confusion | None:
+        """Which class was taken for which, where the protocol knows."""
+        return None
 
 
 def check_pair(truth: Segments, prediction: Segments, name: str) -> None:

@@ -1,24 +1,31 @@
 """Distinct values, joint histograms and renumbering of integer images, by hashing runs.
 
 Sorting an image to find its distinct values (`numpy.unique`) takes seconds for a whole slide; a table indexed by value
-fails when values are sparse. A hash table that is asked once for each run of equal pixels is fast for both.
+fails when values are sparse. A hash table that is asked once for each run of equal pixels is fast for both. The ends of
+the runs are found first, a block at a time: comparing neighbours has no branches and fills whole registers, and the
+look-ups that follow, freed of the branches, overlap in time. Large images are cut into bands, one for each core.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 from numpy.typing import NDArray
 
 _MULTIPLIER = -7046029254386353131  # 2^64 divided by the golden ratio, odd, as int64: spreads keys over the table
+_BLOCK = 8192  # pixels whose run ends are found at once; two images of 32 bits, flags and ends stay in a core's cache
+_BAND = 2**21  # pixels that are worth a thread of their own
+
+_Histogram = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def distinct(image: NDArray[Any]) -> NDArray[Any]:
     """The distinct values of a contiguous integer image, sorted, in its own type."""
-    keys, _ = _histogram(image.reshape(-1))
-    return np.sort(keys).astype(image.dtype)
+    flat = image.reshape(-1)
+    return _in_bands(flat, flat, paired=False)[0].astype(image.dtype)
 
 
 def renumber(image: NDArray[Any], values: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.int32]:
@@ -43,9 +50,7 @@ def joint_histogram(a: NDArray[Any], b: NDArray[Any]) -> tuple[NDArray[np.int64]
     # Two values share one key of 64 bits, so values of 64 bits are numbered first.
     a, a_values = _narrowed(a)
     b, b_values = _narrowed(b)
-    keys, counts = _joint_histogram(a.reshape(-1), b.reshape(-1))
-    order = np.argsort(keys)
-    keys, counts = keys[order], counts[order]
+    keys, counts = _in_bands(a.reshape(-1), b.reshape(-1), paired=True)
     first, second = keys >> 32, (keys & 0xFFFFFFFF) - 2**31
     if a_values is not None:
         first = a_values[first]
@@ -60,6 +65,27 @@ def _narrowed(image: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64] | No
         return image, None
     values = distinct(image)
     return renumber(image, values, np.arange(len(values))), values
+
+
+def _in_bands(a: NDArray[Any], b: NDArray[Any], paired: bool) -> _Histogram:
+    """`_histogram` with its keys sorted, of two flat images; the cores share the work if there is enough of it."""
+    # numba's own setting follows the environment; `numba.get_num_threads` would start threads that no fork survives.
+    bands = max(1, min(vars(config)["NUMBA_NUM_THREADS"], len(a) // _BAND))
+    edges = [len(a) * band // bands for band in range(bands + 1)]
+
+    def of_band(low: int, high: int) -> _Histogram:
+        return _histogram(a[low:high], b[low:high], paired)
+
+    if bands == 1:
+        found = [of_band(0, len(a))]
+    else:
+        with ThreadPoolExecutor(bands) as pool:  # the kernel runs without the interpreter's lock
+            found = list(pool.map(of_band, edges[:-1], edges[1:]))
+    keys, counts = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    order = np.argsort(keys)
+    keys, counts = keys[order], counts[order]
+    first = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    return keys[first], np.add.reduceat(counts, first) if len(first) else counts
 
 
 @njit(cache=True, nogil=True)
@@ -87,51 +113,46 @@ def _doubled(
 
 
 @njit(cache=True, nogil=True)
-def _histogram(image: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled
-    keys = np.empty(1024, np.int64)
-    counts = np.zeros(1024, np.int64)
-    used = 0
-    i = 0
-    while i < len(image):
-        value = image[i]
-        start = i
-        i += 1
-        while i < len(image) and image[i] == value:
-            i += 1
-        at = _slot(keys, counts, np.int64(value))
-        if counts[at] == 0:
-            keys[at] = value
-            used += 1
-        counts[at] += i - start
-        if 2 * used > len(keys):
-            keys, counts = _doubled(keys, counts)
-    occupied = np.flatnonzero(counts)
-    return keys[occupied], counts[occupied]
+def _changes(
+    a: NDArray[Any], before_a: NDArray[Any], b: NDArray[Any], before_b: NDArray[Any], changed: NDArray[np.uint8]
+) -> None:  # pragma: no cover - compiled
+    """Whether either image differs from its pixel before."""
+    for i in range(len(a)):
+        changed[i] = (a[i] != before_a[i]) | (b[i] != before_b[i])
 
 
 @njit(cache=True, nogil=True)
-def _joint_histogram(
-    a: NDArray[Any], b: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled
+def _histogram(a: NDArray[Any], b: NDArray[Any], paired: bool) -> _Histogram:  # pragma: no cover - compiled
+    """Keys in no order and how often they occur: values of `a`, or pairs of values of both images as one number."""
     keys = np.empty(4096, np.int64)
     counts = np.zeros(4096, np.int64)
     used = 0
-    i = 0
-    while i < len(a):
-        first, second = a[i], b[i]
-        start = i
-        i += 1
-        while i < len(a) and a[i] == first and b[i] == second:
-            i += 1
-        # the second value is moved to 0..2^32-1, which keeps the order of signed pairs
-        key = (np.int64(first) << 32) | (np.int64(second) + 2147483648)
-        at = _slot(keys, counts, key)
-        if counts[at] == 0:
-            keys[at] = key
-            used += 1
-        counts[at] += i - start
-        if 2 * used > len(keys):
+    changed = np.empty(_BLOCK, np.uint8)
+    ends = np.empty(_BLOCK, np.int64)
+    begin = 0
+    for start in range(1, len(a) + 1, _BLOCK):
+        stop = min(start + _BLOCK, len(a))
+        length = stop - start
+        _changes(a[start:stop], a[start - 1 : stop - 1], b[start:stop], b[start - 1 : stop - 1], changed)
+        if length < _BLOCK:  # the image ends within this block, and its last run with it
+            changed[length] = 1
+            length += 1
+        runs = 0
+        for i in range(length):
+            ends[runs] = start + i
+            runs += changed[i]
+        while 2 * (used + runs) > len(keys):
             keys, counts = _doubled(keys, counts)
+        for i in range(runs):
+            key = np.int64(a[begin])
+            if paired:
+                # the second value is moved to 0..2^32-1, which keeps the order of signed pairs
+                key = (key << 32) | (np.int64(b[begin]) + 2147483648)
+            at = _slot(keys, counts, key)
+            used += counts[at] == 0
+            keys[at] = key
+            counts[at] += ends[i] - begin
+            begin = ends[i]
     occupied = np.flatnonzero(counts)
     return keys[occupied], counts[occupied]
 

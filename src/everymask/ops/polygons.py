@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from everymask.errors import InputError
 from everymask.ops.labels import component_tables, earlier_rows
+from everymask.ops.polygon_runs import fill_rings
 from everymask.ops.rle import check, checked_label_map, merge_groups
 from everymask.ops.rle_measures import boxes as mask_boxes
 from everymask.ops.rle_measures import flat, grown
@@ -272,12 +273,14 @@ def rasterise(outlines: Outlines, size: Sequence[int]) -> tuple[NDArray[np.uint3
     points = np.ascontiguousarray(outlines.points, np.float64)
     if not bool(np.all(np.abs(points) <= _FARTHEST)):  # also false for NaN
         raise InputError(f"polygons: a vertex is not finite or beyond {_FARTHEST:.0e} pixels; correct it")
-    counts, offsets = _fill_rings(points, outlines.rings, height, width)
+    counts, offsets = fill_rings(points, outlines.rings, height, width)
     pixels = height * width
     if len(outlines.parts) < len(outlines.rings):
         holes = np.ones(len(outlines.rings) - 1, bool)
         holes[outlines.parts[:-1]] = False
         counts, offsets = _without_holes(counts, offsets, outlines.parts, holes, pixels)
+    if len(offsets) == len(outlines.segments) and bool(np.all(np.diff(outlines.segments) == 1)):
+        return counts, offsets  # one part each: nothing to unite
     return merge_groups(counts, offsets, outlines.segments, pixels)
 
 
@@ -314,85 +317,6 @@ def _chosen(
 def _inverted(counts: NDArray[np.uint32], offsets: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Background for foreground: an empty run before the first. (Runs of no length are allowed.)"""
     return np.insert(counts, offsets[:-1], 0), offsets + np.arange(len(offsets))
-
-
-@njit(cache=True, nogil=True)
-def _append_crossing(
-    crossings: NDArray[np.int64], number: int, column: int, height_on_grid: int, height: int
-) -> tuple[NDArray[np.int64], int]:  # pragma: no cover - compiled
-    """Note that the outline crosses a column at a height in fifths of a pixel, rounded to the pixel edge below."""
-    crossings = grown(crossings, number + 1)
-    crossings[number] = column * height + min(max((height_on_grid + 2) // 5, 0), height)
-    return crossings, number + 1
-
-
-@njit(cache=True, nogil=True)
-def _fill_rings(
-    points: NDArray[np.float64], rings: NDArray[np.int64], height: int, width: int
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:  # pragma: no cover - compiled
-    """Run lengths of single rings by the rule of COCO's `rleFrPoly`, computed only where it looks.
-
-    That program lists every point of the outline on a grid of fifths and keeps the steps from grid column 5 c + 2 to
-    5 c + 3, for each image column c. Here those steps are found directly, with the same arithmetic.
-    """
-    number_of_rings = len(rings) - 1
-    counts = np.empty(8 * number_of_rings + 64, np.uint32)
-    offsets = np.zeros(number_of_rings + 1, np.int64)
-    crossings = np.empty(1024, np.int64)
-    end = 0
-    for r in range(number_of_rings):
-        number = 0
-        first, last = rings[r], rings[r + 1]
-        for i in range(first, last):
-            k = i + 1 if i + 1 < last else first
-            x0, y0 = int(5.0 * points[i, 0] + 0.5), int(5.0 * points[i, 1] + 0.5)
-            x1, y1 = int(5.0 * points[k, 0] + 0.5), int(5.0 * points[k, 1] + 0.5)
-            if x0 == x1:
-                continue
-            wide, high = abs(x1 - x0), abs(y1 - y0)
-            if (wide >= high and x0 > x1) or (wide < high and y0 > y1):
-                x0, y0, x1, y1 = x1, y1, x0, y0
-            low = max((min(x0, x1) + 2) // 5, 0)  # first column whose 5 c + 2 is not left of the edge
-            high_column = min((max(x0, x1) - 3) // 5, width - 1)
-            if wide >= high:
-                slope = (y1 - y0) / wide
-                for column in range(low, high_column + 1):
-                    t = 5 * column + 2 - x0
-                    y = min(int(y0 + slope * t + 0.5), int(y0 + slope * (t + 1) + 0.5))
-                    crossings, number = _append_crossing(crossings, number, column, y, height)
-            else:
-                slope = (x1 - x0) / high
-                for column in range(low, high_column + 1):
-                    x = 5 * column + 2
-                    # the first step t after which the edge is on the far side; an estimate is off by one at most
-                    t = min(max(int((x + 0.5 - x0) / slope), 0), high)
-                    if slope > 0:
-                        while t > 0 and int(x0 + slope * t + 0.5) > x:
-                            t -= 1
-                        while t < high and int(x0 + slope * t + 0.5) <= x:
-                            t += 1
-                    else:
-                        while t > 0 and int(x0 + slope * t + 0.5) <= x:
-                            t -= 1
-                        while t < high and int(x0 + slope * t + 0.5) > x:
-                            t += 1
-                    crossings, number = _append_crossing(crossings, number, column, y0 + t - 1, height)
-        crossings[:number].sort()
-        counts = grown(counts, end + number + 1)
-        begin, before, i = end, 0, 0
-        while i < number:
-            if i + 1 < number and crossings[i + 1] == crossings[i]:
-                i += 2  # two crossings in one place cancel
-                continue
-            counts[end] = crossings[i] - before
-            before = crossings[i]
-            end += 1
-            i += 1
-        if before < height * width or end == begin:
-            counts[end] = height * width - before
-            end += 1
-        offsets[r + 1] = end
-    return counts[:end].copy(), offsets
 
 
 # -- measures ----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,6 @@
 The representation is that of COCO. The pixels of an (H, W) mask are read down the columns (column-major order) and
 stored as the lengths of alternating runs, of which the first is background and may be 0 long. The runs of N masks lie
 one after the other in `counts` (R,) uint32; mask i has ``counts[offsets[i]:offsets[i + 1]]``, `offsets` (N + 1,) int64.
-
-Arrays in memory go along the rows, so reading down the columns would miss the cache at every pixel. The kernels below
-therefore read row by row within a strip of columns, look for *changes* against the row above, and sort those into
-their columns: the cost is one vectorised comparison of the image with itself, plus a little for every run.
 """
 
 from __future__ import annotations
@@ -19,7 +15,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from everymask.errors import InputError
-from everymask.ops.rle_measures import areas, boxes, flat, grown, merge, merge_groups, overlaps
+from everymask.ops.rle_measures import areas, boxes, flat, merge, merge_groups
+from everymask.ops.rle_overlaps import overlapping_pairs, overlaps
+from everymask.ops.rle_scan import encode_columns, encode_label_map, encode_rows
 from everymask.ops.rle_strings import from_string, from_strings, to_string, to_strings
 
 __all__ = [
@@ -33,16 +31,12 @@ __all__ = [
     "from_strings",
     "merge",
     "merge_groups",
+    "overlapping_pairs",
     "overlaps",
     "paint",
     "to_string",
     "to_strings",
 ]
-
-# Columns scanned together. A row of a strip fills a few cache lines; must be a power of two, see `_changes`.
-_STRIP_BITS = 9
-_STRIP = 1 << _STRIP_BITS
-
 
 # -- checks ------------------------------------------------------------------------------------------------------------
 
@@ -81,7 +75,8 @@ def encode(masks: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Run lengths of dense masks, equal to those of `pycocotools.mask.encode`.
 
     Args:
-        masks: (N, H, W), any number type; nonzero is foreground. C order is read without a copy if bool or uint8.
+        masks: (N, H, W), any number type; nonzero is foreground. Bool and uint8 are read without a copy if each mask is
+            in C order or each is in Fortran order.
 
     Returns:
         `counts` (R,) uint32 and `offsets` (N + 1,) int64.
@@ -92,9 +87,12 @@ def encode(masks: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     masks = np.asarray(masks)
     if masks.ndim != 3:
         raise InputError(f"masks: got shape {masks.shape}, expected (N, H, W); write mask[None] for one mask")
-    if masks.dtype != np.bool_:
+    if masks.dtype not in (np.bool_, np.uint8):
         masks = masks != 0
-    return _encode(np.ascontiguousarray(masks).view(np.uint8))
+    columns = masks.transpose(0, 2, 1)
+    if columns.flags.c_contiguous and not masks.flags.c_contiguous:
+        return encode_columns(columns.view(np.uint8).reshape(len(masks), -1))
+    return encode_rows(np.ascontiguousarray(masks).view(np.uint8))
 
 
 def encode_labels(ids: NDArray[np.int32], count: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
@@ -110,7 +108,7 @@ def encode_labels(ids: NDArray[np.int32], count: int) -> tuple[NDArray[np.uint32
     Raises:
         InputError: The array has not two axes, or holds a label above `count`.
     """
-    return _encode_labels(checked_label_map(ids, count), count)
+    return encode_label_map(checked_label_map(ids, count), count)
 
 
 def checked_label_map(ids: NDArray[np.int32], count: int) -> NDArray[np.int32]:
@@ -174,127 +172,6 @@ def paint(
     height, width = size
     ids, overlapping = _paint(counts, offsets, order, height, width)
     return ids, int(overlapping)
-
-
-@njit(cache=True, nogil=True)
-def _changes(
-    image: NDArray[Any], above: NDArray[Any], found: NDArray[np.int64], positions: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], int]:  # pragma: no cover - compiled
-    """Column-major positions, in order, at which the value differs from the one before (0 before the first pixel).
-
-    `above` (W,) and `found` (>= STRIP * H,) are working memory; `positions` grows as needed.
-    """
-    height, width = image.shape
-    # The pixel before the top of a column is the bottom of the column to the left.
-    above[0] = 0
-    for x in range(1, width):
-        above[x] = image[height - 1, x - 1]
-    total = 0
-    per_column = np.empty(_STRIP + 1, np.int64)
-    for left in range(0, width, _STRIP):
-        strip = min(_STRIP, width - left)
-        blocks = strip >> 6 << 6
-        per_column[:] = 0
-        number = 0
-        for y in range(height):
-            row = image[y, left : left + strip]
-            before = image[y - 1, left : left + strip] if y else above[left : left + strip]
-            for block in range(0, blocks, 64):
-                # unsigned indices and the narrow type let this loop become a few vector operations
-                difference = image.dtype.type(0)
-                for x in range(np.uint64(block), np.uint64(block + 64)):
-                    difference = image.dtype.type(difference | image.dtype.type(row[x] ^ before[x]))
-                if difference:
-                    for x in range(block, block + 64):
-                        if row[x] != before[x]:
-                            per_column[x + 1] += 1
-                            found[number] = y << _STRIP_BITS | x
-                            number += 1
-            for x in range(blocks, strip):
-                if row[x] != before[x]:
-                    per_column[x + 1] += 1
-                    found[number] = y << _STRIP_BITS | x
-                    number += 1
-        # A counting sort by column; it is stable, so that rows stay in order.
-        positions = grown(positions, total + number)
-        per_column[0] = total
-        for x in range(strip):
-            per_column[x + 1] += per_column[x]
-        for i in range(number):
-            x = found[i] & (_STRIP - 1)
-            positions[per_column[x]] = (left + x) * height + (found[i] >> _STRIP_BITS)
-            per_column[x] += 1
-        total += number
-    return positions, total
-
-
-@njit(cache=True, nogil=True)
-def _encode(masks: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:  # pragma: no cover - compiled
-    number, height, width = masks.shape
-    offsets = np.zeros(number + 1, np.int64)
-    counts = np.empty(64 * number + 1, np.uint32)
-    above = np.empty(width, masks.dtype)
-    found = np.empty(min(_STRIP, width) * height, np.int64)
-    positions = np.empty(1024, np.int64)
-    end = 0
-    for n in range(number):
-        changes = 0
-        if height * width:
-            positions, changes = _changes(masks[n], above, found, positions)
-        counts = grown(counts, end + changes + 1)
-        before = 0
-        for i in range(changes):
-            counts[end + i] = positions[i] - before
-            before = positions[i]
-        counts[end + changes] = height * width - before
-        end += changes + 1
-        offsets[n + 1] = end
-    return counts[:end].copy(), offsets
-
-
-@njit(cache=True, nogil=True)
-def _encode_labels(
-    ids: NDArray[np.int32], count: int
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:  # pragma: no cover - compiled
-    height, width = ids.shape
-    pixels = height * width
-    positions = np.empty(1024, np.int64)
-    changes = 0
-    if pixels:
-        above = np.empty(width, ids.dtype)
-        found = np.empty(min(_STRIP, width) * height, np.int64)
-        positions, changes = _changes(ids, above, found, positions)
-    # Two walks over the runs of the image: one to know how many each label gets, one to write them.
-    offsets = np.zeros(count + 1, np.int64)
-    ends = np.zeros(count + 1, np.int64)
-    labels = np.empty(changes, np.int32)
-    for i in range(changes):
-        label = ids[positions[i] % height, positions[i] // height]
-        labels[i] = label
-        if label > 0:
-            offsets[label] += 2
-            ends[label] = positions[i + 1] if i + 1 < changes else pixels
-    for label in range(1, count + 1):
-        if ends[label] < pixels or pixels == 0:
-            offsets[label] += 1
-        offsets[label] += offsets[label - 1]
-    counts = np.empty(offsets[count], np.uint32)
-    ends[:] = 0
-    cursor = offsets[:count].copy()
-    for i in range(changes):
-        label = labels[i]
-        if label > 0:
-            start = positions[i]
-            end = positions[i + 1] if i + 1 < changes else pixels
-            at = cursor[label - 1]
-            counts[at] = start - ends[label]
-            counts[at + 1] = end - start
-            cursor[label - 1] = at + 2
-            ends[label] = end
-    for label in range(1, count + 1):
-        if cursor[label - 1] < offsets[label]:
-            counts[cursor[label - 1]] = pixels - ends[label]
-    return counts, offsets
 
 
 @njit(cache=True, nogil=True)

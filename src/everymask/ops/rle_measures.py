@@ -1,4 +1,4 @@
-"""Areas, boxes, intersections and unions of run-length masks, from the runs alone.
+"""Areas, boxes, unions and intersections of run-length masks, from the runs alone.
 
 The representation (`counts`, `offsets`) is that of `everymask.ops.rle`, which offers these functions as its own.
 """
@@ -37,27 +37,6 @@ def boxes(counts: NDArray[np.uint32], offsets: NDArray[np.int64], size: Sequence
         (N, 4) x0, y0, x1, y1 in pixels, right and bottom edge exclusive; zeros for a mask without foreground.
     """
     return _boxes(*flat(counts, offsets), size[0])
-
-
-def overlaps(
-    a_counts: NDArray[np.uint32],
-    a_offsets: NDArray[np.int64],
-    b_counts: NDArray[np.uint32],
-    b_offsets: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Number of pixels that each mask of one set shares with each of another, from the runs alone.
-
-    Args:
-        a_counts: (R,) run lengths of N masks.
-        a_offsets: (N + 1,) where the runs of each begin.
-        b_counts: (S,) run lengths of M masks of the same size.
-        b_offsets: (M + 1,) where the runs of each begin.
-
-    Returns:
-        (N, M) int64 intersections. With `areas` they give every overlap measure:
-        ``intersection / (area_a[:, None] + area_b - intersection)`` is the IoU.
-    """
-    return _overlaps(*flat(a_counts, a_offsets), *flat(b_counts, b_offsets))
 
 
 def merge(counts: NDArray[np.uint32], offsets: NDArray[np.int64], *, intersect: bool = False) -> NDArray[np.uint32]:
@@ -128,91 +107,80 @@ def _boxes(
 ) -> NDArray[np.int64]:  # pragma: no cover - compiled
     number = len(offsets) - 1
     result = np.zeros((number, 4), np.int64)
+    if height == 0:
+        return result
     for n in range(number):
-        position = 0
-        empty = True
-        left = top = right = bottom = 0
+        x, y = 0, 0  # where the next run begins
+        left, top, right, bottom = -1, height, 0, 0
         for i in range(offsets[n], offsets[n + 1]):
-            start = position
-            position += np.int64(counts[i])
-            if (i - offsets[n]) & 1 == 0 or position == start:
+            begin_x, begin_y = x, y
+            y += np.int64(counts[i])
+            if y >= height:
+                y -= height
+                x += 1
+                if y >= height:  # rare, so that few runs cost a division
+                    x += y // height
+                    y %= height
+            if (i - offsets[n]) & 1 == 0 or counts[i] == 0:
                 continue
-            x, last = start // height, (position - 1) // height
-            y = start - x * height if x == last else 0
-            below = position - last * height if x == last else height
-            if empty:
-                left, top, bottom = x, y, below
-                empty = False
-            top, right, bottom = min(top, y), last + 1, max(bottom, below)
-        result[n, 0], result[n, 1], result[n, 2], result[n, 3] = left, top, right, bottom
+            last, below = (x, y) if y else (x - 1, height)
+            if left < 0:
+                left = begin_x
+            right = last + 1
+            top = min(top, begin_y if begin_x == last else 0)
+            bottom = max(bottom, below if begin_x == last else height)
+        if left >= 0:
+            result[n, 0], result[n, 1], result[n, 2], result[n, 3] = left, top, right, bottom
     return result
 
 
 @njit(cache=True, nogil=True)
-def _foreground(
-    counts: NDArray[np.uint32], offsets: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled
-    """Starts and ends of the foreground runs of all masks, and where those of each mask begin."""
-    number = len(offsets) - 1
-    starts = np.empty(len(counts), np.int64)
-    ends = np.empty(len(counts), np.int64)
-    bounds = np.zeros(number + 1, np.int64)
-    m = 0
-    for n in range(number):
-        position = 0
+def _all_fill(
+    counts: NDArray[np.uint32], offsets: NDArray[np.int64], first: int, last: int, pixels: int
+) -> bool:  # pragma: no cover - compiled
+    """Whether the runs of each of some masks add up to the image."""
+    for n in range(first, last):
+        total = np.int64(0)
         for i in range(offsets[n], offsets[n + 1]):
-            length = np.int64(counts[i])
-            if (i - offsets[n]) & 1 and length:
-                starts[m], ends[m] = position, position + length
-                m += 1
-            position += length
-        bounds[n + 1] = m
-    return starts[:m], ends[:m], bounds
+            total += np.int64(counts[i])
+        if total != pixels:
+            return False
+    return True
 
 
 @njit(cache=True, nogil=True)
-def _first_ending_after(
-    ends: NDArray[np.int64], low: int, high: int, position: int
+def _append_covered(
+    result: NDArray[np.uint32], end: int, marks: NDArray[np.int32], depth: int
 ) -> int:  # pragma: no cover - compiled
-    while low < high:
-        middle = (low + high) // 2
-        if ends[middle] > position:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    """Appends the runs of the pixels that at least `depth` masks cover, and clears the marks.
 
-
-@njit(cache=True, nogil=True)
-def _overlaps(
-    a_counts: NDArray[np.uint32],
-    a_offsets: NDArray[np.int64],
-    b_counts: NDArray[np.uint32],
-    b_offsets: NDArray[np.int64],
-) -> NDArray[np.int64]:  # pragma: no cover - compiled
-    a_starts, a_ends, a_bounds = _foreground(a_counts, a_offsets)
-    b_starts, b_ends, b_bounds = _foreground(b_counts, b_offsets)
-    result = np.zeros((len(a_offsets) - 1, len(b_offsets) - 1), np.int64)
-    for n in range(result.shape[0]):
-        a_low, a_high = a_bounds[n], a_bounds[n + 1]
-        if a_low == a_high:
-            continue
-        for m in range(result.shape[1]):
-            b_low, b_high = b_bounds[m], b_bounds[m + 1]
-            if b_low == b_high or b_starts[b_low] >= a_ends[a_high - 1] or a_starts[a_low] >= b_ends[b_high - 1]:
+    `marks` (H * W + 1,) holds for each pixel how many more masks cover it than the one before. Stretches without a
+    mark are passed over with vector operations.
+    """
+    pixels = len(marks) - 1
+    begin, before, cover, inside = end, 0, 0, False
+    for block in range(0, pixels, 64):
+        last = min(block + 64, pixels)
+        if last == block + 64:
+            some = np.int32(0)
+            for i in range(np.uint64(block), np.uint64(last)):
+                some |= marks[i]
+            if some == 0:
                 continue
-            # Walk both lists of runs from where they first can meet.
-            i = _first_ending_after(a_ends, a_low, a_high, b_starts[b_low])
-            j = _first_ending_after(b_ends, b_low, b_high, a_starts[a_low])
-            shared = 0
-            while i < a_high and j < b_high:
-                shared += max(0, min(a_ends[i], b_ends[j]) - max(a_starts[i], b_starts[j]))
-                if a_ends[i] < b_ends[j]:
-                    i += 1
-                else:
-                    j += 1
-            result[n, m] = shared
-    return result
+        for i in range(np.uint64(block), np.uint64(last)):
+            if marks[i]:
+                cover += marks[i]
+                marks[i] = 0
+                if (cover >= depth) != inside:
+                    inside = not inside
+                    result[end] = np.int64(i) - before
+                    before = np.int64(i)
+                    end += 1
+    marks[pixels] = 0
+    if before < pixels or end == begin:
+        result[end] = pixels - before
+        end += 1
+    return end
 
 
 @njit(cache=True, nogil=True)
@@ -223,8 +191,28 @@ def _merge_groups(
     result = np.empty(len(counts) + 2 * number, np.uint32)
     result_offsets = np.zeros(number + 1, np.int64)
     events = np.empty(len(counts) + 1, np.int64)
+    marks = np.zeros(0, np.int32)
     end = 0
     for g in range(number):
+        if (
+            groups[g + 1] - groups[g] > 1
+            and offsets[groups[g + 1]] - offsets[groups[g]] > pixels >> 5
+            and _all_fill(counts, offsets, groups[g], groups[g + 1], pixels)
+        ):
+            # So many runs that marking the pixels and looking at all of them is cheaper than sorting.
+            if len(marks) == 0:
+                marks = np.zeros(pixels + 1, np.int32)
+            for n in range(groups[g], groups[g + 1]):
+                position = 0
+                for i in range(offsets[n], offsets[n + 1]):
+                    if i > offsets[n]:
+                        marks[position] += 1 if (i - offsets[n]) & 1 else -1
+                    position += np.int64(counts[i])
+                if (offsets[n + 1] - offsets[n]) & 1 == 0:
+                    marks[position] -= 1
+            end = _append_covered(result, end, marks, depth)
+            result_offsets[g + 1] = end
+            continue
         # Every start and end of a run, in order of position: ends are even and starts odd, so that at one position
         # the runs that end come first and those that begin there close the gap again.
         m = 0

@@ -100,31 +100,38 @@ def _from_strings(
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64], int]:  # pragma: no cover - compiled
     """The runs, their offsets, and the first string that is wrong or -1."""
     number = len(ends) - 1
-    counts = np.empty(len(text), np.uint32)
+    # a number ends with a character below "P", so their count is that of the runs
+    runs = 0
+    for at in range(np.uint64(len(text))):
+        runs += text[at] < 80
+    counts = np.empty(runs, np.uint32)
     offsets = np.zeros(number + 1, np.int64)
-    m = 0
+    m = np.uint64(0)
     for n in range(number):
+        first = m
+        before, last = np.int64(0), np.int64(0)  # the runs two and one before
         value = np.int64(0)
         shift = 0
-        for at in range(ends[n], ends[n + 1]):
+        for at in range(np.uint64(ends[n]), np.uint64(ends[n + 1])):
             group = np.int64(text[at]) - 48
             if group < 0 or group > 63 or shift >= 5 * _MOST_CHARACTERS:
-                return counts[:m], offsets, n
+                return counts, offsets, n
             value |= (group & 31) << shift
             shift += 5
             if group & 32:
                 continue
             if group & 16:
-                value |= np.int64(-1) << shift
-            if m > offsets[n] + 2:
-                value += np.int64(counts[m - 2])
+                value -= np.int64(1) << shift
+            if m > first + np.uint64(2):
+                value += before
             if value < 0 or value > 4294967295:
-                return counts[:m], offsets, n
+                return counts, offsets, n
             counts[m] = value
-            m += 1
+            m += np.uint64(1)
+            before, last = last, value
             value = np.int64(0)
             shift = 0
         if shift:
-            return counts[:m], offsets, n
+            return counts, offsets, n
         offsets[n + 1] = m
-    return counts[:m].copy(), offsets, -1
+    return counts, offsets, -1

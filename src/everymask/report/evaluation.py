@@ -7,31 +7,30 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from everymask.files import atomic_write, check_writable_folder
+from everymask.metrics import Table
 from everymask.report import page
-from everymask.report.overlay import draw_overlay, suggested_magnification
-from everymask.report.svg import Series, bar_chart, line_chart
+from everymask.report.comparison import LEGEND, worst_images
+from everymask.report.svg import Series, bar_chart, line_chart, matrix_chart
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from everymask.metrics import Table
+    from everymask.metrics import Confusion, Curve
     from everymask.metrics.evaluate import Evaluation
     from everymask.types import Dataset, Sample, Segments
 
-SHOWN = ("accuracy", "f1", "precision", "recall")
-"""Figures at IoU thresholds that the plot shows, if the protocol has them."""
-HIT, MISS = (70, 170, 255), (255, 140, 0)
-LEGEND = (
-    "Truth left, prediction right. Blue: matched (IoU above 0.5). "
-    "Orange: missed (left) or predicted where nothing is, or too different (right)."
-)
+BARS = ("IoU", "AP", "PQ", "accuracy@0.5", "F1")
+"""Figures of categories that the bars show: the first that there is."""
+CONFUSION = "Confusion: rows are the true classes, each row's shares"
+MOST_CURVES = 12
+"""Curves in one plot; the CSV has all."""
+MOST_CLASSES = 40
+"""Classes in the picture of confusions; the CSV has all."""
+MOST_ROWS = 200
+"""Images listed in the page; the CSV has all."""
 MOST_BARS = 40
 """Categories in the bar chart; the table has all."""
 
@@ -81,6 +80,8 @@ def write_evaluation(
 ) -> Path:
     """Writes ``evaluation.json``, a CSV for each table, ``report.html`` and, with matplotlib, ``plot.png``.
 
+    Where the protocol has curves, ``curves.csv`` has all of them.
+
     Args:
         folder: Made if it is absent.
         evaluation: The scores.
@@ -100,20 +101,28 @@ def write_evaluation(
     tables = all_tables(evaluation)
     for each in tables:
         write_csv(folder / f"{_slug(each.title)}.csv", each)
-    curves, bars = _curves(evaluation), _bars(evaluation)
+    curves, bars = evaluation.metric.curves(), _bars(evaluation)
+    if curves:
+        write_csv(folder / "curves.csv", _curve_table(curves))
     if (curves or bars) and importlib.util.find_spec("matplotlib") is not None:
         _plot(folder / "plot.png", curves, bars)
     body = [page.tiles(headline(evaluation)), "<div class='charts'>"]
-    if curves:
-        body.append(line_chart(curves, x_label="IoU threshold", y_label="Figures by IoU threshold", y_range=(0, 1)))
+    for plot, lines in _by_plot(curves).items():
+        series = [Series(each.name, each.x.tolist(), each.y.tolist()) for each in lines[:MOST_CURVES]]
+        body.append(line_chart(series, x_label=lines[0].x_label, y_label=plot, y_range=(0, 1)))
     if bars:
-        body.append(bar_chart(bars[:MOST_BARS], label="IoU of the categories"))
+        body.append(bar_chart(bars[:MOST_BARS], label=f"{bars_name(evaluation)} of the categories"))
+    confusion = evaluation.metric.confusion()
+    if confusion is not None and len(confusion.rows) <= MOST_CLASSES:
+        body.append(matrix_chart(confusion.rows, confusion.columns, confusion.counts.tolist(), label=CONFUSION))
     body += ["</div>", *(page.table(each) for each in evaluation.tables)]
-    pictures = _worst_images(evaluation, data, predict, worst)
+    images = evaluation.metric.images()
+    pictures: list[str] = [] if images is None else worst_images(images, data, predict, worst)
     if pictures:
         body += ["<h2>Worst images</h2>", f"<p class='quiet'>{LEGEND}</p>"]
         body += ["<div class='pictures'>", *pictures, "</div>"]
-    body += [page.table(each) for each in tables if each not in evaluation.tables]
+    if images is not None:
+        body.append(page.table(_shortened(images)))
     subtitle = "; ".join(f"{name} {value}" for name, value in about.items() if value is not None)
     with atomic_write(folder / "report.html") as temporary:
         temporary.write_text(page.page("Evaluation", subtitle, body), encoding="utf-8")
@@ -133,9 +142,19 @@ def write_csv(path: Path | str, content: Table) -> None:
 
 
 def all_tables(evaluation: Evaluation) -> list[Table]:
-    """The protocol's tables and, where it keeps single images, theirs."""
-    images = getattr(evaluation.metric, "images", None)
-    return [*evaluation.tables, *([images()] if callable(images) else [])]
+    """The protocol's tables and, where it knows them, those of single images and of confusions."""
+    images, confusion = evaluation.metric.images(), evaluation.metric.confusion()
+    return [
+        *evaluation.tables,
+        *([] if images is None else [images]),
+        *([] if confusion is None else [confusion_table(confusion)]),
+    ]
+
+
+def confusion_table(confusion: Confusion) -> Table:
+    """The counts with the true classes as rows."""
+    rows = [(name, *(int(each) for each in row)) for name, row in zip(confusion.rows, confusion.counts, strict=True)]
+    return Table("Confusion", (f"true \\ predicted ({confusion.unit})", *confusion.columns), tuple(rows))
 
 
 def headline(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -144,132 +163,75 @@ def headline(evaluation: Evaluation) -> list[tuple[str, str]]:
     counts = [name for name in ("true_objects", "predicted_objects") if name in evaluation.figures]
     chosen += [(name.replace("_", " "), f"{evaluation.figures[name]:,.0f}") for name in counts]
     names = ("accuracy@0.5", "accuracy@0.7", "mean_accuracy", "f1@0.5", "aji", "miou", "pixel_accuracy", "dice")
+    names += ("ap", "ap50", "ap75", "map", "pq", "sq", "rq", "seg", "det", "tra", "op_csb", "top1", "top5")
+    names += ("category_iou", "iiou", "boundary_iou", "boundary_f1")
     present = [name for name in names if name in evaluation.figures] or list(evaluation.figures)[:6]
     return chosen + [(name.replace("_", " "), page.cell(float(evaluation.figures[name]))) for name in present]
 
 
-def _curves(evaluation: Evaluation) -> list[Series]:
-    """Figures with a threshold in their name, such as ``accuracy@0.5``."""
-    made = []
-    for name in SHOWN:
-        pattern = re.compile(rf"{name}@([0-9.]+)")
-        found = [
-            (float(match[1]), value) for key, value in evaluation.figures.items() if (match := pattern.fullmatch(key))
-        ]
-        if len(found) > 1:
-            thresholds, values = zip(*sorted(found), strict=True)
-            made.append(Series(name, thresholds, values))
-    return made
+def bars_name(evaluation: Evaluation) -> str:
+    """The figure of categories that the bars show; nothing if the protocol has none."""
+    for each in evaluation.tables:
+        if each.columns[0] == "category":
+            return each.judge or next((name for name in BARS if name in each.columns), "")
+    return ""
 
 
 def _bars(evaluation: Evaluation) -> list[tuple[str, float]]:
-    """IoU of each category, if the protocol has a table of it."""
+    """That figure of each category."""
+    name = bars_name(evaluation)
     for each in evaluation.tables:
-        if each.columns[0] == "category" and "IoU" in each.columns:
-            column = each.columns.index("IoU")
+        if each.columns[0] == "category" and name in each.columns:
+            column = each.columns.index(name)
             return [(str(row[0]), float(row[column])) for row in each.rows]
     return []
 
 
-def _worst_images(
-    evaluation: Evaluation, data: Dataset, predict: Callable[[Sample], Segments], count: int
-) -> list[str]:
-    """Pictures of the images with the lowest accuracy at the lowest threshold."""
-    listed = all_tables(evaluation)[len(evaluation.tables) :]
-    if not listed:
-        return []
-    content = listed[0]
-    column = next((i for i, name in enumerate(content.columns) if name.startswith("accuracy@")), None)
-    if column is None:
-        return []
-    rows = sorted(
-        (row for row in content.rows if math.isfinite(float(row[column]))), key=lambda row: float(row[column])
-    )
-    samples = {sample.name: sample for sample in data} if rows else {}
-    made = []
-    for row in rows[:count]:
-        sample = samples[str(row[0])]
-        truth = sample.segments
-        if truth is None or len(truth.size) != 2:
-            continue
-        caption = f"{sample.name}: {content.columns[column]} {page.cell(row[column])}"
-        text = f"{len(truth)} objects annotated, {int(row[3])} predicted"
-        made.append(page.picture(compared(sample.image, truth, predict(sample)), caption, text))
-    return made
+def _by_plot(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    plots: dict[str, list[Curve]] = {}
+    for each in curves:
+        plots.setdefault(each.plot, []).append(each)
+    return plots
 
 
-def compared(image: NDArray[Any], truth: Segments, prediction: Segments, side: int = 512) -> NDArray[np.uint8]:
-    """Overlays of truth (left) and prediction (right), (h, w, 3), each at most `side` pixels high and wide.
-
-    Objects of either that overlap one of the other with an IoU above 0.5 are drawn in blue, the others in orange.
-
-    Args:
-        image: (H, W, C).
-        truth: Of the same size.
-        prediction: Likewise.
-        side: In pixels.
-    """
-    from everymask.report.picture import resized
-
-    magnify = suggested_magnification(truth.size, side)
-    halves = [
-        draw_overlay(image, each, colours=np.where(hit[:, None], HIT, MISS).astype(np.uint8), magnify=magnify)
-        for each, hit in zip((truth, prediction), matches(truth, prediction), strict=True)
-    ]
-    share = min(1.0, side / max(halves[0].shape[:2]))
-    if share < 1:
-        height, width = (max(1, round(share * each)) for each in halves[0].shape[:2])
-        halves = [resized(each, height, width) for each in halves]
-    gap = np.full((halves[0].shape[0], 6, 3), 128, np.uint8)
-    return np.hstack([halves[0], gap, halves[1]])
+def _curve_table(curves: Sequence[Curve]) -> Table:
+    rows = [(each.plot, each.name, float(x), float(y)) for each in curves for x, y in zip(each.x, each.y, strict=True)]
+    return Table("Curves", ("plot", "curve", "x", "y"), tuple(rows))
 
 
-def matches(
-    truth: Segments, prediction: Segments, threshold: float = 0.5
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(N,) which objects of the truth, and (M,) of the prediction, overlap one of the other with IoU > `threshold`.
-
-    From 0.5 on an object has at most one such partner, so that no assignment is needed. Categories are not looked at.
-    """
-    from everymask.ops.labels import label_overlap
-
-    maps = [each.label_map("last") for each in (truth, prediction)]
-    first, second, shared = label_overlap(*maps)
-    both = (first > 0) & (second > 0)
-    first, second, shared = first[both] - 1, second[both] - 1, shared[both]
-    counts = (len(truth), len(prediction))
-    areas = [
-        np.bincount(np.maximum(ids, 0).ravel(), minlength=n + 1)[1:]
-        for ids, n in zip(maps, map(len, (truth, prediction)), strict=True)
-    ]
-    good = shared > threshold * (areas[0][first] + areas[1][second] - shared)
-    hits = np.zeros(counts[0], bool), np.zeros(counts[1], bool)
-    hits[0][first[good]] = True
-    hits[1][second[good]] = True
-    return hits
+def _shortened(images: Table) -> Table:
+    """The worst rows of a long table; the page stays small, and the CSV has all."""
+    if len(images.rows) <= MOST_ROWS:
+        return images
+    column = images.columns.index(images.judge) if images.judge in images.columns else None
+    rows = images.rows
+    if column is not None:
+        rows = tuple(sorted(rows, key=lambda row: (math.isnan(float(row[column])), float(row[column]))))
+    note = f"{images.note} The {MOST_ROWS} worst of {len(rows):,} images; the CSV has all.".strip()
+    return Table(images.title, images.columns, rows[:MOST_ROWS], note, images.judge)
 
 
-def _plot(path: Path, curves: list[Series], bars: list[tuple[str, float]]) -> None:
-    """The plot as PNG, with matplotlib."""
+def _plot(path: Path, curves: Sequence[Curve], bars: Sequence[tuple[str, float]]) -> None:
+    """The plots as PNG, with matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = bars[:MOST_BARS]
-    panels = bool(curves) + bool(shown)
+    shown, plots = bars[:MOST_BARS], _by_plot(curves)
+    panels = len(plots) + bool(shown)
     figure = Figure(figsize=(6 * panels, max(4, 0.22 * len(shown) + 1)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    if curves:
-        axes = figure.add_subplot(1, panels, 1)
-        for each in curves:
-            axes.plot([x for x, _ in each.points()], [y for _, y in each.points()], "o-", ms=3.5, label=each.name)
-        axes.set(xlabel="IoU threshold", ylim=(0, 1.02), title="Matching of objects")
+    for number, (plot, lines) in enumerate(plots.items(), 1):
+        axes = figure.add_subplot(1, panels, number)
+        for each in lines[:MOST_CURVES]:
+            axes.plot(each.x, each.y, "o-" if len(each.x) <= 30 else "-", ms=3.5, label=each.name)
+        axes.set(xlabel=lines[0].x_label, ylabel=lines[0].y_label, ylim=(0, 1.02), title=plot)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize="small")
     if shown:
         axes = figure.add_subplot(1, panels, panels)
         names = [name for name, _ in shown][::-1]
         axes.barh(names, [0.0 if math.isnan(value) else value for _, value in shown][::-1])
-        axes.set(xlim=(0, 1), title="IoU of the categories")
+        axes.set(xlim=(0, 1), title="Categories")
         axes.grid(axis="x", alpha=0.3)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)

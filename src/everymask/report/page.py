@@ -29,14 +29,16 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 10
 .tile, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
 .tile b { display: block; font-size: 22px; font-weight: 600; overflow-wrap: anywhere; }
 .tile span { color: var(--quiet); font-size: 13px; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 14px; }
+.charts { display: grid; align-items: start; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 14px; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
 figure img { display: block; width: 100%; border-radius: 4px; }
 figure p { margin: 6px 0 0; color: var(--quiet); font-size: 13px; }
 svg { display: block; width: 100%; height: auto; } svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; }
+svg text.strong { fill: var(--text); }
 .grid { stroke: var(--line); } .axis { stroke: var(--quiet); } .mark { stroke: var(--quiet); stroke-dasharray: 4 4; }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
+polyline.again { stroke-dasharray: 7 4; } .legend i.again { opacity: .55; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 16px; font-size: 13px; margin-bottom: 4px; }
 .legend i { display: inline-block; width: 14px; height: 4px; border-radius: 2px; margin-right: 6px;
   vertical-align: 3px; }

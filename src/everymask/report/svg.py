@@ -44,7 +44,7 @@ def line_chart(
     """An SVG of lines with axes, grid and legend.
 
     Args:
-        series: At most `SERIES_COLOURS`; further ones repeat the colours.
+        series: Beyond `SERIES_COLOURS` the colours come again, with dashed lines.
         x_label: Under the x axis.
         y_label: Above the y axis.
         y_range: Of the y axis; default: the data's, from 0 if they come near it.
@@ -88,7 +88,7 @@ def line_chart(
         x = across(mark)
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>')
     for number, line in enumerate(points.values()):
-        colour = f"series{number % SERIES_COLOURS}"
+        colour = series_class(number)
         if len(line) > 1:
             path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in line)
             parts.append(f'<polyline class="{colour}" points="{path}"/>')
@@ -127,16 +127,60 @@ def bar_chart(bars: Sequence[tuple[str, float]], *, label: str, top: float = 1.0
     return _figure("".join(parts) + "</svg>", label, [])
 
 
+def matrix_chart(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], *, label: str) -> str:
+    """An SVG of a matrix; each cell is the darker, the larger its share of its row.
+
+    Args:
+        rows: Names of the rows.
+        columns: Names of the columns.
+        counts: A number of 0 or more for each cell.
+        label: What the matrix is.
+    """
+    left, top = 130, 110
+    side = max(12.0, min(40.0, (WIDTH - left) / max(1, len(columns))))
+    width, height = left + side * len(columns) + 4, top + side * len(rows) + 4
+    parts = [f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">']
+    for number, name in enumerate(columns):
+        x = left + side * (number + 0.5) + 4
+        parts.append(f'<text transform="translate({x:.1f} {top - 6}) rotate(-60)">{escape(_short(name))}</text>')
+    for i, (name, line) in enumerate(zip(rows, counts, strict=True)):
+        y = top + side * i
+        parts.append(f'<text x="{left - 8}" y="{y + side / 2 + 4:.1f}" text-anchor="end">{escape(_short(name))}</text>')
+        whole = sum(line)
+        for j, count in enumerate(line):
+            share = count / whole if whole else 0.0
+            colour = "series2" if name == columns[j] else "series4"
+            title = f"{escape(name)} as {escape(columns[j])}: {count:,} ({share:.1%})"
+            # The square root makes rare confusions visible.
+            parts.append(
+                f'<rect class="{colour}" x="{left + side * j:.1f}" y="{y:.1f}" width="{side - 1:.1f}" '
+                f'height="{side - 1:.1f}" fill-opacity="{math.sqrt(share):.3f}"><title>{title}</title></rect>'
+            )
+            if side >= 28 and share >= 0.005:
+                middle = f'x="{left + side * (j + 0.5):.1f}" y="{y + side / 2 + 4:.1f}"'
+                parts.append(f'<text class="strong" {middle} text-anchor="middle">{100 * share:.0f}</text>')
+    return _figure("".join(parts) + "</svg>", label, [])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"
+
+
 def _figure(svg: str, title: str, names: Sequence[str]) -> str:
     """The chart under its title and, for several lines, the legend."""
     legend = ""
     if len(names) > 1:
         entries = [
-            f'<span><i class="series{number % SERIES_COLOURS}"></i>{escape(name)}</span>'
+            f'<span><i class="{series_class(number)}"></i>{escape(name)}</span>'
             for number, name in enumerate(names)
         ]
         legend = f'<div class="legend">{"".join(entries)}</div>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{legend}{svg}</figure>"
+
+
+def series_class(number: int) -> str:
+    """The classes of a line in the style sheet: a colour, and dashes where the colours come again."""
+    return f"series{number % SERIES_COLOURS}{' again' if number >= SERIES_COLOURS else ''}"
 
 
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:

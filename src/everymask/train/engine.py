@@ -81,7 +81,7 @@ class Engine:
             The norm of the gradient before clipping, on the device.
         """
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self.optimiser.zero_grad(set_to_none=True)
         for part in range(self.recipe.accumulate):
             images, targets = next(source)

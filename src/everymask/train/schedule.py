@@ -9,10 +9,12 @@ from everymask.methods.recipe import Recipe
 
 FINAL_SHARE = 0.01
 """Share of the peak rate at which the cosine ends."""
+POWER = 0.9
+"""Of the polynomial decay."""
 
 
 class Schedule:
-    """Linear warm-up, then a cosine, a plateau or a constant rate.
+    """Linear warm-up, then a cosine, a polynomial, a plateau or a constant rate.
 
     Args:
         recipe: Gives the kind of schedule and its numbers.
@@ -32,7 +34,7 @@ class Schedule:
 
         With S steps of which W are warm-up it is ``peak * (step + 1) / W`` for step < W. After that, with
         t = (step - W) / (S - W): the cosine is ``peak * (f + (1 - f) * (1 + cos(pi * t)) / 2)`` with f = `FINAL_SHARE`
-        (Loshchilov and Hutter 2017, eq. 5); the others are ``peak`` times the reductions so far.
+        (Loshchilov and Hutter 2017, eq. 5); poly is ``peak * (1 - t)^0.9`` (Chen et al. 2017); the others are ``peak`` times the reductions so far.
         """
         peak = self.recipe.learning_rate
         if step < self.warmup:
@@ -40,6 +42,9 @@ class Schedule:
         if self.recipe.schedule == "cosine":
             done = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
             return peak * (FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2)
+        if self.recipe.schedule == "poly":
+            # One step longer, so that the last step still learns.
+            return peak * (1 - (step - self.warmup) / (max(1, self.total - self.warmup) + 1)) ** POWER
         return peak * self.reduction
 
     def observe(self, loss: float) -> None:

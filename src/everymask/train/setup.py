@@ -47,15 +47,23 @@ def make_optimiser(method: Method, recipe: Recipe) -> Optimizer:
     """The recipe's optimiser; biases and normalisation (every parameter with one axis or none) do not decay.
 
     ``adamw`` decays the weights apart from the gradient (Loshchilov and Hutter 2019); ``adam`` and ``sgd`` (Nesterov
-    momentum 0.9) add the decay to the gradient, as their papers' programs do.
+    momentum 0.9) add the decay to the gradient, as their papers' programs do. Each group has ``share``, its factor of the
+    learning rate: `Recipe.backbone_rate` for what belongs to ``method.backbone``.
 
     Raises:
         InputError: Unknown optimiser.
     """
+    backbone = getattr(method, "backbone", None)
+    given = {id(each) for each in backbone.parameters()} if isinstance(backbone, nn.Module) else set()
     trained = [each for each in method.parameters() if each.requires_grad]
     groups = [
-        {"params": [each for each in trained if each.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [each for each in trained if each.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [each for each in trained if (each.ndim > 1) == matrix and (id(each) in given) == old],
+            "weight_decay": recipe.weight_decay if matrix else 0.0,
+            "share": recipe.backbone_rate if old else 1.0,
+        }
+        for old in (False, True)
+        for matrix in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     match recipe.optimiser:

@@ -203,6 +203,11 @@ class Segments:
                 raise InputError("these segments have neither boxes nor a geometry")
 
     @property
+    def given_boxes(self) -> NDArray[np.float64] | None:
+        """(N, 4) or (N, 6) the data set's own boxes, None where `boxes` derives them from the geometry."""
+        return self._box
+
+    @property
     def has_boxes(self) -> bool:
         """Whether `boxes` can be computed: false for image-level tags."""
         return self._box is not None or self.geometry is not None

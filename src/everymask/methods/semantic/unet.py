@@ -1,69 +1,77 @@
-"""U-Net for semantic segmentation.
+"""U-Net for semantic segmentation, as published or on the features of any backbone.
 
 Ronneberger, Fischer, Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import re
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from everymask.backbones.pyramid import Backbone
 from everymask.errors import InputError
 from everymask.layers.unet import Norm, UNet, Upsampling, initialise
-from everymask.losses import cross_entropy
-from everymask.methods.base import Method
+from everymask.layers.unet_decoder import UNetDecoder
 from everymask.methods.recipe import Recipe
-from everymask.types import LabelMap, Segments, Task
-from everymask.types.geometry import VOID
+from everymask.methods.semantic.common import SemanticMethod, resized
+from everymask.methods.semantic.foreign import from_smp
+from everymask.types import Segments
 
 
-class UNetSegmentation(Method):
+class UNetSegmentation(SemanticMethod):
     """A class for every pixel from a U-Net, with the paper's weights that hold touching objects apart.
 
     Args:
         classes: Number of categories K.
         channels: Input channels C.
-        base: Features of the first level; the paper has 64.
-        depth: Poolings; the paper has 4.
-        norm: Normalisation; the paper has none.
+        backbone: Any network of timm as the encoder, such as ``resnet34``; empty for the network of the paper.
+        base: Features of the first level of the paper's network, which has 64.
+        depth: Its poolings; the paper has 4.
+        norm: Its normalisation; the paper has none.
         upsampling: ``transposed`` as in the paper or ``nearest``.
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs). Without it such
             pixels are void, as in street scenes whose categories cover the image.
+        loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
         border_weight: w0 of the paper's eq. 2 (10 there), added to the weight of pixels between objects; 0 switches it
             off. Only annotations that tell the objects of a category apart have such borders.
         border_sigma: sigma of eq. 2 in pixels.
     """
 
-    tasks: ClassVar[frozenset[Task]] = frozenset({Task.SEMANTIC})
-    metric: ClassVar[tuple[str, str]] = ("semantic", "miou")
-
     def __init__(
         self,
         classes: int = 1,
         channels: int = 3,
+        backbone: str = "",
         base: int = 32,
         depth: int = 4,
         norm: Norm = "batch",
         upsampling: Upsampling = "transposed",
         background: bool = True,
+        loss: str = "cross_entropy",
         border_weight: float = 0.0,
         border_sigma: float = 5.0,
     ) -> None:
         super().__init__()
-        if classes + background < 2:
-            raise InputError("one category without background leaves nothing to tell apart; set background=True")
-        self.classes, self.channels, self.background = classes, channels, background
+        logits = self.prepare(classes, channels, background, loss)
         self.border_weight, self.border_sigma = border_weight, border_sigma
-        self.body = UNet(channels, base, depth, norm=norm, upsampling=upsampling)
-        self.head = nn.Conv2d(self.body.width, classes + background, 1)
-        self.stride = 2**depth
-        self.context = self.body.radius
-        self.thresholds = {}
-        initialise(self)
+        if backbone:
+            self.backbone = _pyramid(backbone, channels)
+            self.decoder = UNetDecoder(self.backbone.widths)
+            self.head = nn.Conv2d(self.decoder.width, logits, 3, padding=1)
+            initialise(self.decoder)
+            initialise(self.head)
+            self.stride = self.backbone.stride
+            self.context = 4 * self.stride
+        else:
+            self.body = UNet(channels, base, depth, norm=norm, upsampling=upsampling)
+            self.head = nn.Conv2d(self.body.width, logits, 1)
+            self.stride = 2**depth
+            self.context = self.body.radius
+            initialise(self)
 
     @classmethod
     def recipe(cls) -> Recipe:
@@ -72,38 +80,33 @@ class UNetSegmentation(Method):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``classes`` (B, K [+ 1], H, W) logits, background first, of images (B, C, H, W)."""
-        return {"classes": self.head(self.body(images))}
+        if not hasattr(self, "backbone"):
+            return {"classes": self.head(self.body(images))}
+        logits = self.head(self.decoder(self.backbone(images)))
+        # Patches of transformers are not always powers of two.
+        return {"classes": logits if self.stride == 32 else resized(logits, images.shape[-2:])}
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
-        """Class of each pixel (-1 void) and its weight."""
-        ids = segments.label_map("last")
-        table = np.concatenate([[VOID, 0 if self.background else VOID], segments.category + self.background])
-        targets = {"classes": torch.from_numpy(table[ids + 1].astype(np.int64))}
+        """Class of each pixel (-1 void) and its weight (eq. 2)."""
+        targets = super().targets(segments)
         if self.border_weight > 0:
             from everymask.ops.distance import unet_weight_map
 
-            border = unet_weight_map(np.maximum(ids, 0), self.border_weight, self.border_sigma)
+            ids = np.maximum(segments.label_map("last"), 0)
+            border = unet_weight_map(ids, self.border_weight, self.border_sigma)
             targets["weight"] = torch.from_numpy(1 + border).float()
         return targets
 
-    def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Softmax cross-entropy, weighted at the borders between objects (eq. 1 and 2)."""
-        return {"cross_entropy": cross_entropy(outputs["classes"], targets["classes"], targets.get("weight"))}
+    def foreign(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the ``Unet`` of `segmentation_models_pytorch` under the names of this method."""
+        renamed = from_smp(self, state)
+        block = re.compile(r"decoder\.blocks\.(\d+)\.conv([12])\.")
+        return {block.sub(lambda m: f"decoder.levels.{m[1]}.{int(m[2]) - 1}.", name): each for name, each in renamed.items()}
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
-        """The most probable class of each pixel; one segment for each class that occurs."""
-        found = []
-        for logits, (height, width) in zip(outputs["classes"], sizes, strict=True):
-            probabilities = logits[:, :height, :width].float().softmax(0)
-            best, classes = probabilities.max(0)
-            best, classes = best.cpu().numpy(), classes.cpu().numpy()
-            classes = classes - self.background  # -1 is background
-            present = np.unique(classes[classes >= 0])
-            table = np.zeros(self.classes + 1, np.int32)
-            table[present + 1] = np.arange(1, len(present) + 1)
-            ids = table[classes + 1]
-            counts = np.bincount(ids.ravel(), minlength=len(present) + 1)
-            sums = np.bincount(ids.ravel(), weights=best.ravel(), minlength=len(present) + 1)
-            score = sums[1:] / np.maximum(counts[1:], 1)
-            found.append(Segments((height, width), present, LabelMap(ids), score=score))
-        return found
+
+def _pyramid(name: str, channels: int) -> Backbone:
+    """All strides that a backbone has: of some networks 4 is the first."""
+    try:
+        return Backbone(name, channels)
+    except InputError:
+        return Backbone(name, channels, (4, 8, 16, 32))  # says what is wrong if it was something else
