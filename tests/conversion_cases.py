@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,25 +136,36 @@ def dataset(
 # -- what formats change beyond `Feature` ------------------------------------------------------------------------------
 
 NAMES = "names of samples"
+ORDER = "order of samples"
 CLASSES = "names of classes"
+ORDER_OF_CLASSES = "order of classes"
+FIXED_CLASSES = "which classes there are"
+ORDER_OF_OBJECTS = "order of objects"
 EMPTY = "objects without pixels"
 BACKGROUND = "the difference between void and background"
 HOLE_POINTS = "the points of polygons beside an object with holes"
 PART_POINTS = "the points of polygons beside an object of several parts"
 UNSAID: dict[str, frozenset[str]] = {
-    # A name is a place in these layouts: a class, a part, a frame.
-    "image_folder": frozenset({NAMES}),
-    "ade20k": frozenset({NAMES, BACKGROUND, EMPTY}),
-    "cityscapes": frozenset({NAMES, BACKGROUND, EMPTY}),
+    "image_folder": frozenset({ORDER, ORDER_OF_CLASSES}),
+    "ade20k": frozenset({ORDER, BACKGROUND, EMPTY}),
+    # These number their frames.
+    "cityscapes": frozenset({NAMES, ORDER, BACKGROUND, EMPTY, FIXED_CLASSES, ORDER_OF_OBJECTS}),
     "ctc": frozenset({NAMES, CLASSES, EMPTY}),
     "coco_panoptic": frozenset({BACKGROUND}),
-    "segmentation_mask": frozenset({EMPTY}),
+    # Files are in the natural order of their names.
+    "segmentation_mask": frozenset({ORDER, EMPTY}),
+    "voc": frozenset({ORDER}),
+    "yolo": frozenset({ORDER}),
+    "label_images": frozenset({ORDER}),
+    "coco_stuff": frozenset({ORDER, BACKGROUND, FIXED_CLASSES, ORDER_OF_OBJECTS, EMPTY}),
     # Masks and polygons of one image become masks when they are read.
     "coco": frozenset({HOLE_POINTS}),
-    "labelme": frozenset({HOLE_POINTS}),
+    "labelme": frozenset({ORDER, HOLE_POINTS}),
     "cvat": frozenset({HOLE_POINTS, PART_POINTS}),
 }
 """Format -> what else it changes, which its `write` tells."""
+PENDING: dict[tuple[str, str], str] = {}
+"""Format and kind of data set -> why the pair is left out."""
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------
@@ -164,19 +175,42 @@ def differences(source: Dataset, result: Dataset, lost: set[str]) -> Iterator[st
     """What `result` has lost of `source` although it is not among `lost`."""
     if CLASSES not in lost:
         yield from _of_categories(source.categories, result.categories, lost)
-    names, found = ([each.name for each in dataset] for dataset in (source, result))
-    if names != found and (NAMES not in lost or len(names) != len(found)):
-        yield f"names: {names} -> {found}"
     if len(source) != len(result):
+        yield f"images: {len(source)} -> {len(result)}"
         return
-    for one, other in zip(source, result, strict=True):
+    pairs = list(zip(source, result, strict=True))
+    if NAMES not in lost:
+        found = {each.name: each for each in result}
+        names = [_new_name(each, source.categories, result.format, found) for each in source]
+        if set(names) != set(found):
+            yield f"names: {[each.name for each in source]} -> {list(found)}"
+            return
+        if ORDER not in lost and len({each.extra.get("split") for each in source}) == 1 and names != list(found):
+            yield f"order: {names} -> {list(found)}"
+        pairs = [(one, found[name]) for one, name in zip(source, names, strict=True)]
+    for one, other in pairs:
         for each in _of_samples(one, other, source.categories, result.categories, lost):
             yield f"{one.name}: {each}"
 
 
+def _new_name(sample: Sample, categories: Categories, format: str, found: Container[str]) -> str:
+    """What a sample is called in another format: a name is a place in some."""
+    name, split = sample.name, sample.extra.get("split")
+    if format == "image_folder" and sample.segments is not None:
+        label = categories.by_id(int(sample.segments.category[0])).name
+        rest = name.removeprefix(f"{split}/").removeprefix(f"{label}/").replace("/", "_")
+        return f"{split}/{label}/{rest}" if split else f"{label}/{rest}"
+    if format == "ade20k":
+        return f"{split or 'training'}/{name.removeprefix(f'{split}/')}"
+    # Where parts are opened as one, names begin with the part.
+    return name if name in found else f"{split}/{name}"
+
+
 def _of_categories(one: Categories, other: Categories, lost: set[str]) -> Iterator[str]:
     if one.names != other.names:
-        yield f"class names: {one.names} -> {other.names}"
+        sorted_only = ORDER_OF_CLASSES in lost and sorted(one.names) == other.names
+        if not sorted_only and not (FIXED_CLASSES in lost and set(one.names) <= set(other.names)):
+            yield f"class names: {one.names} -> {other.names}"
         return
     if Feature.IDS not in lost:
         # Ids that merely count may count from elsewhere in a format that has its own numbers; see find_losses.
@@ -220,6 +254,8 @@ def of_segments(
     if one.geometry is not None and other.geometry is not None and Feature.OBJECTS not in lost:
         if EMPTY in lost or Feature.OVERLAP in lost:
             one, other = _with_pixels(one, other, before, after, lost)
+    if ORDER_OF_OBJECTS in lost and len(one) == len(other):
+        one, other = _in_order(one), _in_order(other)
     names, others = ([categories.by_id(int(each)).name for each in segments.category]
                      for categories, segments in ((before, one), (after, other)))  # fmt: skip
     if CLASSES in lost:
@@ -266,17 +302,26 @@ def _with_pixels(
     return one[seen], other[seen] if len(other) == len(one) else other
 
 
+def _in_order(segments: Segments) -> Segments:
+    """In the order of their first pixels."""
+    masks = segments.masks().reshape(len(segments), -1)
+    return segments[np.argsort(masks.argmax(axis=1), kind="stable")] if len(segments) else segments
+
+
 def _of_attributes(one: Segments, other: Segments, lost: set[str]) -> Iterator[str]:
     if not len(one):
         return
     for name, column in one.attributes.items():
         if f"the attribute {name!r}" in lost or all(each is None for each in column.tolist()):
             continue
-        if name not in other.attributes:
+        # CVAT's own columns go first; see `everymask.formats.cvat_write`.
+        found_as = name if name in other.attributes else f"attribute:{name}"
+        if found_as not in other.attributes:
             yield f"attribute {name}: gone, was {column.tolist()}"
             continue
-        values, found = column.tolist(), other.attributes[name].tolist()
-        if values != found or [type(each) for each in values] != [type(each) for each in found]:
+        values, found = column.tolist(), other.attributes[found_as].tolist()
+        numbers = all(type(each) in {int, float} for each in [*values, *found])
+        if values != found or not (numbers or [type(each) for each in values] == [type(each) for each in found]):
             yield f"attribute {name}: {values} -> {found}"
 
 

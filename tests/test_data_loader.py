@@ -16,7 +16,7 @@ from everymask.types import Categories, Category, Dataset, LabelMap, Sample, Seg
 
 CATEGORIES = Categories([Category(7, "cell"), Category(3, "nucleus")])
 GREY = Preprocessing(channels=1)
-ALL = Augmentation(True, 30, (0.7, 1.4), 0.2, (0.6, 1.6), (0.8, 1.2), 0.05, 1.0, 0.2, 0.1)
+ALL = Augmentation("dihedral", 30, (0.7, 1.4), 0.2, (0.6, 1.6), (0.8, 1.2), 0.05, 1.0, 0.2, 0.1)
 
 
 def made_up(number, size=(40, 48)):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from everymask.errors import InputError
 from everymask.formats import open_dataset, recognise, write_dataset
+from everymask.formats.columns import attribute_column
 from everymask.types import Categories, Category, Dataset, Masks, Polygon, Polygons, Segments, Task
 
 META = """\
@@ -474,10 +475,26 @@ def test_an_image_of_another_size(tmp_path: Path) -> None:
 
 
 def test_texts_that_xml_cannot_hold(tmp_path: Path) -> None:
-    segments = Segments(SIZE, [1], None, box=[[0, 0, 5, 5]], attributes={"note": ["bell \a"]})
+    segments = Segments(SIZE, [1], None, box=[[0, 0, 5, 5]], attributes={"source": ["bell \a"]})
     with pytest.raises(InputError, match=r"image0: the text .* has control characters"):
         write_dataset(in_memory([segments], CLASSES), tmp_path / "set", "cvat")
     assert not (tmp_path / "set").exists()
+
+
+def test_attributes_of_any_type(tmp_path: Path) -> None:
+    """What CVAT has no type for says so in its text; another program sees texts, numbers and checkboxes."""
+    columns = {"note": ["bell \a", "json:3"], "both": [3, "3"], "list": [[1, None], "x"], "long": [10**30, 5]}
+    columns |= {"number": [1, 2.5], "occluded": ["yes", "no"]}
+    made = {name: attribute_column(values) for name, values in columns.items()}
+    segments = Segments(SIZE, [1, 1], None, box=[[0, 0, 5, 5], [1, 1, 4, 4]], attributes=made)
+    write_dataset(in_memory([segments], CLASSES), tmp_path / "set", "cvat")
+    again = open_dataset(tmp_path / "set")[0].segments
+    assert again is not None
+    columns["attribute:occluded"] = columns.pop("occluded")
+    assert {name: column.tolist() for name, column in again.attributes.items()} == columns
+    text = (tmp_path / "set" / "annotations.xml").read_text()
+    for each in ('name="number">1<', 'name="number">2.5<', 'name="both">json:3<', 'name="both">3<', 'name="list">x<'):
+        assert each in text
 
 
 def test_other_layouts_are_not_cvat(tmp_path: Path) -> None:

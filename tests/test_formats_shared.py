@@ -152,7 +152,7 @@ def test_folders_called_like_parts_are_opened_as_one(tmp_path: Path) -> None:
     assert [sample.name for sample in joined] == ["test/a", "train/a"]
     assert [sample.extra["split"] for sample in joined] == ["test", "train"]
     assert [sample.name for sample in open_dataset(tmp_path, split="train")] == ["a"]
-    with pytest.raises(InputError, match="part 'val'.*test.*train"):
+    with pytest.raises(InputError, match=r"part 'val'.*test.*train"):
         open_dataset(tmp_path, split="val")
 
 

@@ -164,7 +164,7 @@ def test_more_epochs_can_be_added(tmp_path):
     ("options", "words"),
     [
         ({"learning_rate": 0.01}, ["learning_rate was 0.05 and is now 0.01"]),
-        ({"crop": 20, "flip": False}, ["crop was 16 and is now 20", "flip was True and is now False"]),
+        ({"crop": 20, "flip": "none"}, ["crop was 16 and is now 20", "flip was 'dihedral' and is now 'none'"]),
         ({"toy": {"dropout": 0.5}}, ["method option dropout was 0.2 and is now 0.5"]),
         ({"val": 2}, ["number of validation images was 3 and is now 2"]),
     ],

@@ -1,1 +1,1 @@
-"""Feature pyramids: any network of timm behind one interface, and their pretrained weights."""
+"""Feature pyramids: any network of timm behind one interface, their pretrained weights, freezing and layer decay."""

@@ -96,7 +96,15 @@ def command(
         evaluation = evaluate_files(dataset, predictions, protocol, settings)
     if evaluation is None:
         with output.progress("evaluating") as progress:
-            evaluation = evaluate(dataset, predict, protocol=protocol, options=settings, tasks=tasks, progress=progress)
+            evaluation = evaluate(
+                dataset,
+                predict,
+                protocol=protocol,
+                options=settings,
+                tasks=tasks,
+                from_files=model is None,
+                progress=progress,
+            )
 
     from everymask.report.evaluation import evaluation_json, headline, write_evaluation, write_evaluation_json
 

@@ -31,5 +31,5 @@ def command(*, common: Common = Common()) -> None:  # noqa: B008 - frozen, and c
     ]
     rows = [(str(each["name"]), "yes" if each["reads"] else "export only", str(each["summary"])) for each in entries]
     output.rows(("format", "reads", "what it is"), rows)
-    output.hint("--json has layouts, and what each format has no place for; --help of convert says more")
+    output.hint("--json has layouts, and what each format has no place for.")
     output.result(entries)

@@ -58,6 +58,26 @@ class Augmentation:
         turns = {"none": 0, "mirror": 0, "flips": 2 * int(rng.integers(2)), "dihedral": int(rng.integers(4))}[self.flip]
         return Placement(angle, scale, flip, turns)
 
+    def draw_window(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
+        """Rows and columns of a random window, for images that are learnt as a whole.
+
+        Its sides are those of the image divided by the magnification, and up to a sixth longer or shorter where the
+        magnification varies, so that its proportions vary by up to 4 : 3 (Szegedy et al. 2015, sec. 6).
+
+        Args:
+            size: (H, W) of the image.
+            rng: Source of the randomness.
+        """
+        low, high = self.scale
+        scale = math.exp(rng.uniform(math.log(low), math.log(high))) if high > low else low
+        stretch = math.exp(rng.uniform(-0.5, 0.5) * math.log(4 / 3)) if high > low else 1.0
+        window = []
+        for length, factor in zip(size, (stretch, 1 / stretch), strict=True):
+            side = min(length, max(1, round(length / scale * factor)))
+            start = int(rng.integers(length - side + 1))
+            window.append(slice(start, start + side))
+        return window[0], window[1]
+
     def change_intensities(self, image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         """The image (C, H, W) with other intensities, blurred and with noise."""
         if self.invert and rng.random() < self.invert:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
@@ -36,7 +37,7 @@ class Decoded:
     Args:
         image: (H, W, C) in the file's own number type.
         limits: From `Preprocessing.limits`, of the whole image.
-        ids: (H, W) labels in the smallest fitting integer type.
+        ids: (H, W) labels in the smallest fitting integer type; (0, 0) where the segments are tags of the image.
         category: (N,) class indices.
         crowd: (N,) bool.
         boxes: (M, 5) int32: label, y0, x0, y1, x1 of the segments that have pixels; ends exclusive.
@@ -48,6 +49,11 @@ class Decoded:
     category: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     boxes: NDArray[np.int32]
+
+    @property
+    def tagged(self) -> bool:
+        """Whether the segments are tags of the whole image, without a place in it."""
+        return self.ids.size == 0
 
     @property
     def bytes(self) -> int:
@@ -85,11 +91,11 @@ def decode(sample: Sample, preprocessing: Preprocessing, categories: Categories)
             )
         if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
             raise InputError("the image holds NaN or infinite values; replace them by numbers")
-        ids = segments.label_map("last")
-        category = categories.indices(segments.category)
+        tags = segments.geometry is None and not segments.has_boxes
+        ids = np.zeros((0, 0), np.int32) if tags else segments.label_map("last")
+        category = _indices(segments, categories)
     except InputError as error:
-        place, text = str(sample.path or sample.name), str(error)
-        raise InputError(text if place in text else f"{place}: {text}") from error
+        raise _named(sample, error) from error
     found = ndimage.find_objects(np.maximum(ids, 0), max_label=len(segments))
     boxes = [
         (number, place[0].start, place[1].start, place[0].stop, place[1].stop)
@@ -104,6 +110,22 @@ def decode(sample: Sample, preprocessing: Preprocessing, categories: Categories)
         segments.crowd,
         np.array(boxes, np.int32).reshape(-1, 5),
     )
+
+
+def _indices(segments: Segments, categories: Categories) -> NDArray[np.int64]:
+    try:
+        return categories.indices(segments.category)
+    except InputError as error:
+        raise InputError(
+            f"{error} ({', '.join(categories.names[:8])}); train on data that have all classes, or mark the pixels of "
+            "others as void"
+        ) from error
+
+
+def _named(sample: Sample, error: InputError) -> InputError:
+    """The error with the file that it is about."""
+    place, text = str(sample.path or sample.name), str(error)
+    return error if place in text else InputError(f"{place}: {text}")
 
 
 def _by(size: Sequence[int]) -> str:
@@ -152,7 +174,7 @@ class Store:
         """
         if rule == "once":
             return [1] * len(self)
-        sides = [math.sqrt(self[index].ids.size) / crop for index in range(len(self))]
+        sides = [math.sqrt(math.prod(self[index].image.shape[:2])) / crop for index in range(len(self))]
         return [max(1, round(side if rule == "side" else side**2)) for side in sides]
 
     def fill(self, progress: Callable[[int, int], None] | None = None) -> bool:
@@ -188,6 +210,9 @@ class Draw(NamedTuple):
 class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
     """Training crops with their targets.
 
+    An image whose segments are tags is learnt as a whole: a window of it (`Augmentation.draw_window`; all of it in
+    validation) is brought to the size of the crop.
+
     Args:
         store: Decoded samples.
         targets: `Method.targets`; gets segments whose categories are class indices. It runs in forked processes, where
@@ -221,13 +246,24 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def __getitem__(self, index: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         image, segments = self.cut(index)
-        return torch.from_numpy(image), self.targets(segments)
+        try:
+            return torch.from_numpy(image), self.targets(segments)
+        except InputError as error:
+            raise _named(self.store.data[index.index], error) from error
 
     def cut(self, draw: Draw) -> tuple[NDArray[np.float32], Segments]:
         """The network's input (C, crop, crop) and the segments of one crop."""
         decoded = self.store[draw.index]
-        size = (decoded.ids.shape[0], decoded.ids.shape[1])
         rng = np.random.default_rng((self.seed, draw.position))
+        image, segments = self._whole(decoded, rng) if decoded.tagged else self._part(decoded, rng)
+        if self.augmentation is not None:
+            image = self.augmentation.change_intensities(image, rng)
+        image = (image - self._mean) / self._std
+        return np.ascontiguousarray(image, np.float32), segments
+
+    def _part(self, decoded: Decoded, rng: np.random.Generator) -> tuple[NDArray[np.float32], Segments]:
+        """A square of the image with the segments that have pixels in it; intensities between 0 and 1."""
+        size = (decoded.ids.shape[0], decoded.ids.shape[1])
         if self.augmentation is None:
             placement, centre = Placement(), (np.array(size) - 1) / 2
         else:
@@ -237,10 +273,25 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         image, ids = placement.cut(
             decoded.image, decoded.ids, centre, self.crop, lambda window: self._to_unit(window, decoded.limits)
         )
+        return image, _present(ids, decoded)
+
+    def _whole(self, decoded: Decoded, rng: np.random.Generator) -> tuple[NDArray[np.float32], Segments]:
+        """A window of the image, whatever its proportions, in the size of the crop, with the tags of the image."""
+        crop, placement = self.crop, Placement()
+        window = decoded.image
         if self.augmentation is not None:
-            image = self.augmentation.change_intensities(image, rng)
-        image = (image - self._mean) / self._std
-        return np.ascontiguousarray(image, np.float32), _present(ids, decoded)
+            window = window[self.augmentation.draw_window((window.shape[0], window.shape[1]), rng)]
+            placement = replace(self.augmentation.draw_placement(rng), scale=1.0)
+        pixels = torch.from_numpy(self._to_unit(window, decoded.limits))[None]
+        if pixels.shape[-2:] != (crop, crop):
+            pixels = functional.interpolate(pixels, size=(crop, crop), mode="bilinear", antialias=True)
+        resized = pixels[0].permute(1, 2, 0).numpy()
+        centre = np.full(2, (crop - 1) / 2)
+        # The window is turned and mirrored like any crop; its labels do not matter.
+        image, _ = placement.cut(
+            resized, np.zeros((crop, crop), np.int32), centre, crop, lambda part: part.transpose(2, 0, 1)
+        )
+        return image, Segments((crop, crop), decoded.category, crowd=decoded.crowd)
 
 
 def _present(ids: NDArray[np.int32], decoded: Decoded) -> Segments:

@@ -40,7 +40,10 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.SEMANTIC, Task.INSTANCE, Task.PANOPTIC, Task.DETECTION}),
     # Of the full form, which is written unless the classes are the challenge's and nothing would be lost.
     carries=frozenset(Feature)
-    - {Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.OWN_BOXES, Feature.TAGS, Feature.SCORES, Feature.CROWDS, Feature.VOLUMES},
+    - {
+        *(Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.OWN_BOXES, Feature.TAGS),
+        *(Feature.SCORES, Feature.CROWDS, Feature.VOLUMES),
+    },
 )
 
 VOID = 0
@@ -236,6 +239,7 @@ def write(
             renamed(sample, name),
             target / "images" / part,
             link=link_images,
+            listed=True,
         )
         segments = sample.segments
         if segments is not None:

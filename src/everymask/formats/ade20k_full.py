@@ -25,8 +25,11 @@ import numpy as np
 
 from everymask.errors import InputError, unknown_name
 from everymask.formats.ade20k_objects import (
+    FURTHER,
+    OF_IMAGE,
     columns_of,
     entries_of,
+    further,
     level_of,
     match_regions,
     read_level,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 _TASKS = frozenset({Task.SEMANTIC, Task.INSTANCE, Task.PANOPTIC, Task.DETECTION})
 _GEOMETRIES = ("masks", "amodal", "polygons")
-_PICTURE = re.compile(r"(.+)_(?:seg|parts_(\d+))\.png", re.IGNORECASE)
+_PICTURE = re.compile(r"(.+)_(?:seg|parts_(\d+))\.png", re.IGNORECASE | re.DOTALL)
 _OFFICIAL = re.compile(r"ADE_(train|val|test)_\d{8}_seg\.png", re.IGNORECASE)
 CATEGORIES = "categories.json"
 """List of classes that `everymask.formats.ade20k_write` leaves in the data set's folder."""
@@ -249,7 +252,7 @@ class _Reader:
         if frame.levels:
             segments = partial(self.segments, frame)
             content = _content(frame)
-            extra = {key: content[key] for key in content if key not in {"filename", "imsize", "object"}} | extra
+            extra = {key: content[key] for key in content if key not in {*OF_IMAGE, FURTHER}} | further(content) | extra
         return Sample(name, partial(read_image, frame.image or Path(f"{frame.stem}.jpg")), segments, frame.image, extra)
 
     def segments(self, frame: _Frame) -> Segments:

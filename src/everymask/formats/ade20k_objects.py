@@ -18,8 +18,12 @@ MOST_OBJECTS = 255
 """Objects that a picture can tell apart."""
 
 _PARTS = ("part_level", "ispartof", "hasparts")
-_PLACED = {"name", "name_ndx", "parts", "instance_mask"}
+PLACED = frozenset({"name", "name_ndx", "parts", "instance_mask"})
 """Fields of an entry that are the segment itself, and no attributes of it."""
+OF_IMAGE = frozenset({"filename", "imsize", "object"})
+"""Fields of an annotation that are the image itself, and no `Sample.extra`."""
+FURTHER = "everymask"
+"""Field of an entry and of an annotation that holds what is called like one of those, but is something else."""
 
 
 def read_level(path: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -102,12 +106,20 @@ def columns_of(entries: Sequence[dict[str, Any]], *, polygons: bool = True) -> d
     """Attributes (N,) of objects: every field of their entries that is not the segment itself."""
     rows = []
     for each in entries:
-        fields = {key: value for key, value in each.items() if key not in _PLACED}
-        rows.append(fields | {key: each["parts"][key] for key in _PARTS if key in each.get("parts", {})})
+        fields = {key: value for key, value in each.items() if key not in {*PLACED, FURTHER}}
+        rows.append(
+            fields | further(each) | {key: each["parts"][key] for key in _PARTS if key in each.get("parts", {})}
+        )
     keys = dict.fromkeys(key for row in rows for key in row)
     if not polygons:
         keys.pop("polygon", None)
     return {key: _column([row.get(key) for row in rows]) for key in keys}
+
+
+def further(entry: dict[str, Any]) -> dict[str, Any]:
+    """What stands under `FURTHER`."""
+    found = entry.get(FURTHER)
+    return found if isinstance(found, dict) else {}
 
 
 def _column(values: list[Any]) -> NDArray[Any]:

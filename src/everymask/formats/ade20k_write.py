@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ import numpy as np
 from everymask.errors import InputError
 from everymask.files import atomic_write
 from everymask.formats.ade20k_full import CATEGORIES
-from everymask.formats.ade20k_objects import level_of, level_picture
+from everymask.formats.ade20k_objects import FURTHER, OF_IMAGE, PLACED, level_of, level_picture
 from everymask.formats.checks import by
-from everymask.formats.exporting import check_relative, copy_image
+from everymask.formats.exporting import check_relative, copy_image, nothing_annotated
 from everymask.formats.images import write_image, write_labels
 from everymask.formats.renaming import renamed
 from everymask.types import Categories, Dataset, Masks, Polygons, Segments
@@ -23,6 +24,7 @@ from everymask.types.segments import Overlap
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MOST_LEVELS = 100
 HIGHEST_CLASS = 26 * 256 - 1
 """The highest class number that red (0, 10 .. 250) and green (0 .. 255) can say."""
 
@@ -37,18 +39,16 @@ def write(dataset: Dataset, target: Path, *, overlap: Overlap, link_images: bool
         InputError: Segments of one level overlap, there are over 255 of them, a category id is outside 1..6655, or an
             image has no masks.
     """
-    wrong = [each for each in dataset.categories.ids.tolist() if not 1 <= each <= HIGHEST_CLASS]
-    if wrong:
-        raise InputError(
-            f"category ids {wrong[:5]} do not fit ADE20K, which has room for 1..{HIGHEST_CLASS}; renumber the "
-            "categories"
-        )
+    categories = _numbered(dataset.categories)
+    if all(sample.read_segments is None for sample in dataset):
+        raise nothing_annotated("ade20k")
+    _check_names(dataset)
     for sample in dataset:
         name = check_relative(sample.name, "name of a sample")
         split = check_relative(str(sample.extra.get("split") or "training"), f"part of {name}")
         name = name.removeprefix(f"{split}/")
         folder = target / "images" / "ADE" / split
-        image = copy_image(renamed(sample, name), folder, link=link_images)
+        image = copy_image(renamed(sample, name), folder, link=link_images, listed=True)
         segments = sample.segments
         if segments is None:
             continue
@@ -57,20 +57,55 @@ def write(dataset: Dataset, target: Path, *, overlap: Overlap, link_images: bool
         if segments.geometry is None and len(segments):
             raise InputError(f"{sample.name} has boxes or tags only, which masks cannot hold; write coco instead")
         try:
-            dataset.categories.indices(segments.category)
-            entries = _write_objects(
-                segments, folder / name, dataset.categories, overlap, instance_masks=instance_masks
-            )
+            positions = dataset.categories.indices(segments.category)
+            segments = segments.with_category(categories.ids[positions])
+            entries = _write_objects(segments, folder / name, categories, overlap, instance_masks=instance_masks)
         except InputError as error:
             raise InputError(f"{sample.name}: {error}") from error
         place = Path("images", "ADE", split, name).parent.as_posix()
-        extra = {key: value for key, value in sample.extra.items() if key != "split"}
+        extra = {key: value for key, value in sample.extra.items() if key not in {"split", *OF_IMAGE}}
         size = [*segments.size, 3]
         content = {"filename": image.name, "folder": place, **extra, "imsize": size, "object": entries}
+        if aside := {key: sample.extra[key] for key in sorted(OF_IMAGE & sample.extra.keys())}:
+            content[FURTHER] = aside
         with atomic_write(folder / f"{name}.json") as temporary:
             temporary.write_bytes(msgspec.json.encode({"annotation": content}))
     with atomic_write(target / CATEGORIES) as temporary:
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(dataset.categories.to_json()), indent=1))
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(categories.to_json()), indent=1))
+
+
+def _numbered(categories: Categories) -> Categories:
+    """The classes under numbers that red and green can say; those that are counted from 0 are counted from 1.
+
+    Raises:
+        InputError: A number does not fit.
+    """
+    ids = categories.ids.tolist()
+    if ids == list(range(len(ids))):
+        ids = list(range(1, len(ids) + 1))
+    wrong = [each for each in ids if not 1 <= each <= HIGHEST_CLASS]
+    if wrong:
+        raise InputError(
+            f"category ids {wrong[:5]} do not fit ADE20K, which has room for 1..{HIGHEST_CLASS}; renumber the "
+            "categories"
+        )
+    return Categories(replace(each, id=number) for each, number in zip(categories, ids, strict=True))
+
+
+def _check_names(dataset: Dataset) -> None:
+    """Makes sure that no image is called like a folder of others, since its folder holds the masks of its objects.
+
+    Raises:
+        InputError: One is.
+    """
+    names = {sample.name for sample in dataset}
+    for name in names:
+        parent = name.rpartition("/")[0]
+        if parent in names:
+            raise InputError(
+                f"the image {name!r} lies in a folder that is called like the image {parent!r}, where ADE20K has the "
+                "masks of its objects; rename one of them"
+            )
 
 
 def _write_objects(
@@ -112,14 +147,23 @@ def _entries(segments: Segments, categories: Categories, stem: str) -> Iterator[
     geometry = segments.geometry
     for i, number in enumerate(segments.category.tolist()):
         values = {key: column[i] for key, column in columns.items() if column[i] is not None}
+        aside = {key: values.pop(key) for key in sorted(PLACED & values.keys())}
         parts = {
             "hasparts": values.pop("hasparts", []),
             "ispartof": values.pop("ispartof", []),
-            "part_level": int(values.pop("part_level", 0)),
+            "part_level": _level(values.pop("part_level", 0)),
         }
         entry = {"id": i, "name": categories.by_id(number).name, "name_ndx": number, **values, "parts": parts}
+        if aside:
+            entry[FURTHER] = aside
         entry["instance_mask"] = f"{stem}/instance_{i:03}_{stem}.png"
         if isinstance(geometry, Polygons) and len(geometry.parts[i]) == 1:
             points = geometry.parts[i][0].exterior
             entry["polygon"] = {"x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
         yield entry
+
+
+def _level(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < MOST_LEVELS:
+        raise InputError(f"the attribute 'part_level' is {value!r}; expected 0 for a whole object, 1 for a part ...")
+    return value

@@ -197,8 +197,7 @@ def _read_file(path: Path, given: str | os.PathLike[str] | None, missing: str) -
     folder = image_folder(path, files, searched, missing=missing)
     absent = set(absent_images(folder, files)) if missing == "skip" else set()
     kept = [position for position, file in enumerate(files) if file not in absent]
-    shapes = bool(content.annotations.segmentation_kind.any())
-    tasks = {Task.DETECTION, Task.INSTANCE} if shapes else {Task.DETECTION}
+    tasks = {Task.DETECTION} | ({Task.INSTANCE} if content.annotations.segmentation_kind.any() else set())
     licences = {licence["id"]: licence for licence in content.licenses if isinstance(licence.get("id"), (int, str))}
     index = _Index(path, folder, content, _names(files), kept, rows, starts, licences)
     return Dataset(index.sample, len(kept), categories, frozenset(tasks), "coco", path)

@@ -1,6 +1,6 @@
 """COCO JSON as columns: the numbers of all annotations as arrays, their outlines as places in the file.
 
-The file is mapped into memory, not read, and scanned by `everymask.ops.json_columns`. Where the scanner refuses a
+A large file is mapped into memory, not read, and scanned by `everymask.ops.json_columns`. Where the scanner refuses a
 file, msgspec decides: either the file is not as COCO's are, and msgspec says where, or it is written in an unusual
 way (a key with escapes, say) and is brought into the usual one in memory.
 """
@@ -199,7 +199,9 @@ def _read(path: Path, scan: Callable[[MappedFile], T | None], typed: msgspec.jso
         found = scan(source)
     source.forget()
     if found is None:
-        raise InputError(f"{path}: an id needs more than 64 bits; give smaller ids")
+        raise InputError(
+            f"{path}: an id needs more than 64 bits, or values are nested too deep; export it more plainly"
+        )
     return found
 
 

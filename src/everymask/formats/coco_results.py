@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -137,6 +138,14 @@ class _Predictions(Mapping[str, Segments]):
             raise InputError(
                 f"{path}: $[{row}] has category {columns.category_id[row]}, which the data set does not have; known "
                 f"ids: {', '.join(map(str, known[:10]))}{' ...' if len(known) > 10 else ''}"
+            )
+        alike = Counter(ids.values())
+        double = np.array([alike[identifier] > 1 for identifier in ids.values()], bool)
+        if bool(double[owner].any()):
+            row = int(np.argmax(double[owner]))
+            raise InputError(
+                f"{path}: $[{row}] is for image {self._image(row)!r}, which is the id of several images of the data "
+                "set; open one part of it"
             )
         self._rows = np.argsort(owner, kind="stable")
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(ids)))])

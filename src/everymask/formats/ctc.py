@@ -34,6 +34,7 @@ from everymask.formats.ctc_layout import (
     Sequence,
     find_sequences,
     frame_of,
+    has_others,
     read_lineage,
 )
 from everymask.formats.ctc_write import write
@@ -72,7 +73,8 @@ ANNOTATIONS = ("auto", "SEG", "TRA", "both", "ST", "RES")
 def recognise(path: Path) -> bool:
     """Whether `path` is a data set, a sequence, or a folder of masks of the challenge; by names alone."""
     try:
-        return path.is_dir() and bool(find_sequences(path))
+        sequences = find_sequences(path) if path.is_dir() else []
+        return bool(sequences) and (any(each.masks for each in sequences) or not any(map(has_others, sequences)))
     except OSError:
         return False
     except InputError:

@@ -131,6 +131,15 @@ def find_sequences(path: Path, images: Path | None = None) -> list[Sequence]:
     return sequences
 
 
+def has_others(sequence: Sequence) -> bool:
+    """Whether there are files beside the images of a sequence, as in data sets of other formats with such names."""
+    if not sequence.images:
+        return False
+    with os.scandir(sequence.image_folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    return len(names) > len(sequence.images)
+
+
 def _annotation_folders(path: Path) -> dict[Kind, MaskFolder]:
     """The masks of a folder such as ``01_GT``, ``01_ST`` or ``01_RES``, by kind; empty if it is none."""
     match = _SEQUENCE.fullmatch(path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ANNOTATIONS = ("auto", "SEG", "TRA", "both", "ST", "RES")
-_OWN_EXTRA = {"sequence", "frame", "annotation", "slices", "split"}
+_OWN_EXTRA = {"sequence", "frame", "annotation", "slices"}
+_LARGEST = 2**32 - 1
+"""The highest value of a mask."""
 _PREFIX = {"SEG": "man_seg", "ST": "man_seg", "TRA": "man_track", "RES": "mask"}
 _PLACE = {"SEG": "{}_GT/SEG", "TRA": "{}_GT/TRA", "ST": "{}_ST/SEG", "RES": "{}_RES"}
 
@@ -58,7 +61,7 @@ def write(
     """Writes sequences of images, masks and tracks; reading them gives the same segments.
 
     Sequence and frame are those of `Sample.extra`; without them, the samples are the frames of sequence 01, in order.
-    A sequence that is not called by two digits gets the next free number.
+    A sequence that is not called by two digits, or like one of another part, gets the next free number.
 
     Args:
         dataset: Segments of any geometry, a cell each.
@@ -77,16 +80,18 @@ def write(
     if annotation not in ANNOTATIONS:
         raise unknown_name("annotation", annotation, ANNOTATIONS)
     sequences: dict[str, _Sequence] = {}
-    names: dict[str, str] = {}
+    names: dict[tuple[str, str], str] = {}
     lines = []
     width = digits
     for number, sample in enumerate(dataset):
         given = str(sample.extra.get("sequence", "01"))
-        if given not in names:
-            free = (each for each in (f"{i:02d}" for i in range(1, 100)) if each not in names.values())
-            names[given] = given if re.fullmatch(r"\d{2}", given) else next(free)
-        name = names[given]
-        frame = int(sample.extra.get("frame", number))
+        # Without sequences, parts do not begin anew with frame 0.
+        key = (str(sample.extra.get("split", "")) if "sequence" in sample.extra else "", given)
+        if key not in names:
+            own = re.fullmatch(r"\d{2}", given) and given not in names.values()
+            names[key] = given if own else _free_number(names.values(), sample)
+        name = names[key]
+        frame = _frame_number(sample, number)
         sequence = sequences.setdefault(name, _Sequence())
         if frame in sequence.frames:
             raise InputError(
@@ -106,7 +111,7 @@ def write(
             continue
         kind = annotation
         if kind == "auto":
-            kind = str(sample.extra.get("annotation", "both" if "track" in segments.attributes else "SEG"))
+            kind = str(sample.extra.get("annotation", "both" if _whole(segments, "track") is not None else "SEG"))
         for each, labels in _masks(segments, kind, sample, overlap):
             parents = _write_mask(target, name, stem, each, labels, segments, sample)
             if parents is not None:
@@ -117,6 +122,21 @@ def write(
     if lines:
         with atomic_write(target / "metadata.jsonl") as temporary:
             temporary.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def _free_number(used: Iterable[str], sample: Sample) -> str:
+    taken = set(used)
+    number = next((each for each in (f"{i:02d}" for i in range(1, 100)) if each not in taken), None)
+    if number is None:
+        raise InputError(f"{sample.name} is of the 100th sequence, but two digits number 99; write fewer of them")
+    return number
+
+
+def _frame_number(sample: Sample, default: int) -> int:
+    frame = sample.extra.get("frame", default)
+    if type(frame) is not int or frame < 0:
+        raise InputError(f"{sample.name} has the frame {frame!r}; expected a whole number from 0 on")
+    return frame
 
 
 def _write_image(sample: Sample, target: Path, name: str, *, link: bool) -> None:
@@ -144,19 +164,37 @@ def _masks(segments: Segments, kind: str, sample: Sample, overlap: Overlap) -> l
         ids = segments.label_map(overlap) if segments.geometry is not None else np.zeros(segments.size, np.int32)
     except InputError as error:
         raise InputError(f"{sample.name}: {error}") from error
-    numbers = np.asarray(segments.attributes.get("label", np.arange(1, len(segments) + 1)), np.int64)
-    tracks = np.asarray(segments.attributes.get("track", numbers), np.int64)
-    outlines = np.asarray(segments.attributes.get("seg", tracks if kind != "SEG" else numbers), np.int64)
+    numbers = _whole(segments, "label", distinct=True)
+    numbers = np.arange(1, len(segments) + 1) if numbers is None else numbers
+    tracked, pieces = _whole(segments, "track"), _whole(segments, "seg")
+    tracks = numbers if tracked is None else tracked
+    outlines = pieces if pieces is not None else tracks if kind != "SEG" else numbers
+    shared = outlines if kind in {"SEG", "ST"} else tracks
+    # Only pieces of one outline or one marker, which is what having both attributes means, may share a value.
+    if (pieces is None or tracked is None) and len(np.unique(shared[shared > 0])) < int((shared > 0).sum()):
+        raise InputError(f"{sample.name}: two objects have the same track; in a frame a track is one object")
     kinds = {"SEG": ["SEG"], "ST": ["ST"], "TRA": ["TRA"], "both": ["SEG", "TRA"], "RES": ["RES"]}.get(kind)
     if kinds is None:
         raise unknown_name("annotation", kind, ANNOTATIONS)
-    if len(segments) and "track" not in segments.attributes and "TRA" in kinds:
+    if len(segments) and tracked is None and "TRA" in kinds:
         raise InputError(
             f"{sample.name}: its objects have no attribute 'track', which markers need; say annotation=SEG"
         )
     return [
         (each, np.concatenate([[-1, 0], tracks if each in {"TRA", "RES"} else outlines])[ids + 1]) for each in kinds
     ]
+
+
+def _whole(segments: Segments, name: str, *, distinct: bool = False) -> NDArray[np.int64] | None:
+    """(N,) an attribute, if it holds whole numbers that a mask can."""
+    column = segments.attributes.get(name)
+    if column is None or column.dtype.kind not in "iu":
+        return None
+    numbers: NDArray[np.int64] = column.astype(np.int64)
+    fits = numbers.max(initial=0) <= _LARGEST
+    if distinct:
+        fits = fits and numbers.min(initial=1) > 0 and len(np.unique(numbers)) == len(numbers)
+    return numbers if fits else None
 
 
 def _write_mask(
@@ -174,10 +212,11 @@ def _write_mask(
             write_labels(folder / f"{_PREFIX[kind]}_{stem}_{z:0{len(stem)}d}.tif", np.maximum(labels[z], 0))
         return None
     write_labels(folder / f"{_PREFIX[kind]}{stem}.tif", np.maximum(labels, 0))
-    if kind not in TRACK_FILES or "track" not in segments.attributes:
+    tracks = _whole(segments, "track")
+    if kind not in TRACK_FILES or tracks is None:
         return None
-    tracks = np.asarray(segments.attributes["track"], np.int64)
-    parents = np.asarray(segments.attributes.get("parent", np.zeros(len(tracks))), np.int64)
+    parents = _whole(segments, "parent")
+    parents = np.zeros(len(tracks), np.int64) if parents is None else parents
     shown = set(np.unique(labels).tolist())
     return {
         track: parent for track, parent in zip(tracks.tolist(), parents.tolist(), strict=True) if track in shown - {0}

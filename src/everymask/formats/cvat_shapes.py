@@ -9,9 +9,10 @@ go down the columns of the whole image.
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import (
@@ -20,7 +21,6 @@ from xml.etree.ElementTree import (
     tostring,
 )
 
-import msgspec
 import numpy as np
 
 from everymask.errors import InputError
@@ -38,8 +38,11 @@ RESERVED = frozenset({"shape", "cvat", *DEFAULTS})
 """Columns that are no attributes of labels."""
 PREFIX = "attribute:"
 """Stands before the name of a column whose attribute is called like one of `RESERVED`."""
+JSON = "json:"
+"""Stands before the text of an attribute that CVAT has no type for: lists, and values of several types."""
 
 _INTEGER = re.compile(r"-?\d{1,15}")
+_LONG = re.compile(r"-?\d{1,18}")
 # XML 1.0 has no way to write these, and turns a carriage return into a line feed.
 _NO_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -113,7 +116,7 @@ def parse_common(element: Element, specifications: Specifications) -> tuple[str,
     types = specifications.get(label, {})
     for child in element:
         name = child.get("name")
-        if child.tag == "attribute" and name:
+        if child.tag == "attribute" and name is not None:
             key = PREFIX + name if name in RESERVED or name.startswith(PREFIX) else name
             columns[key] = _typed(child.text or "", types.get(name, "text"))
     return label, columns
@@ -192,10 +195,15 @@ def _integer(element: Element, key: str, default: int | None = None) -> int:
 
 
 def _typed(text: str, kind: str) -> Any:
+    if text.startswith(JSON):
+        try:
+            return json.loads(text[len(JSON) :])
+        except (ValueError, RecursionError):
+            return text  # somebody else's
     if kind == "checkbox" and text in {"true", "false"}:
         return text == "true"
     if kind == "number":
-        if _INTEGER.fullmatch(text):
+        if _LONG.fullmatch(text):
             return int(text)
         try:
             return float(text)
@@ -212,7 +220,12 @@ def _short(text: str | None) -> str:
 
 
 def make_element(
-    label: str, kind: str, outline: NDArray[Any], size: tuple[int, int], columns: Mapping[str, Any]
+    label: str,
+    kind: str,
+    outline: NDArray[Any],
+    size: tuple[int, int],
+    columns: Mapping[str, Any],
+    mixed: Set[str] = frozenset(),
 ) -> Element:
     """The element of a shape; attributes in the order of CVAT's own exports.
 
@@ -222,6 +235,7 @@ def make_element(
         outline: Corners (4, 2) of the box from `drawn_shapes.rectangle`, points (K, 2), or run lengths (R,).
         size: (H, W) of the image.
         columns: Any of `DEFAULTS`, and attributes of the label.
+        mixed: Attributes of the label whose values are of several types.
     """
     element = _labelled(kind, label, columns)
     element.set("occluded", str(int(columns.get("occluded") or 0)))
@@ -238,14 +252,14 @@ def make_element(
         for key, value in (("left", left), ("top", top), ("width", crop.shape[1]), ("height", crop.shape[0])):
             element.set(key, str(value))
     element.set("z_order", str(int(columns.get("z_order") or 0)))
-    _finish(element, columns)
+    _finish(element, columns, mixed)
     return element
 
 
-def make_tag(label: str, columns: Mapping[str, Any]) -> Element:
+def make_tag(label: str, columns: Mapping[str, Any], mixed: Set[str] = frozenset()) -> Element:
     """The element of a tag of the whole image."""
     element = _labelled("tag", label, columns)
-    _finish(element, columns)
+    _finish(element, columns, mixed)
     return element
 
 
@@ -256,11 +270,11 @@ def _labelled(kind: str, label: str, columns: Mapping[str, Any]) -> Element:
     return element
 
 
-def _finish(element: Element, columns: Mapping[str, Any]) -> None:
+def _finish(element: Element, columns: Mapping[str, Any], mixed: Set[str]) -> None:
     if columns.get("group_id"):
         element.set("group_id", str(int(columns["group_id"])))
     for name, value in named_attributes(columns).items():
-        SubElement(element, "attribute", {"name": checked_text(name)}).text = attribute_text(value)
+        SubElement(element, "attribute", {"name": checked_text(name)}).text = attribute_text(value, mixed=name in mixed)
 
 
 def named_attributes(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,13 +286,32 @@ def named_attributes(columns: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def attribute_text(value: Any) -> str:
-    """The text of an attribute: ``true`` and ``false`` for truth values, JSON for lists and dictionaries."""
+def kind_of(value: Any) -> str:
+    """The type that an attribute with this value has in CVAT: ``"checkbox"``, ``"number"`` or ``"text"``.
+
+    ``"json"`` for what has none, and for texts that would be taken for such or that XML cannot hold.
+    """
     if isinstance(value, str):
-        return checked_text(value)
-    if isinstance(value, float):
-        return repr(value)  # JSON has no NaN
-    return checked_text(msgspec.json.encode(value).decode())
+        return "json" if value.startswith(JSON) or _NO_XML.search(value) else "text"
+    if isinstance(value, bool):
+        return "checkbox"
+    fits = isinstance(value, float) or (isinstance(value, int) and _LONG.fullmatch(str(value)) is not None)
+    return "number" if fits else "json"
+
+
+def attribute_text(value: Any, *, mixed: bool = False) -> str:
+    """The text of an attribute.
+
+    Args:
+        value: Anything that JSON holds.
+        mixed: Whether the attribute has values of several types, so that CVAT's type does not tell this one's.
+    """
+    kind = kind_of(value)
+    if kind == "json" or (mixed and kind != "text"):
+        return checked_text(JSON + json.dumps(value))
+    if kind == "checkbox":
+        return "true" if value else "false"
+    return checked_text(value) if kind == "text" else repr(value)
 
 
 def checked_text(text: str) -> str:
@@ -322,7 +355,7 @@ def is_told(element: Element, shape: Shape, size: tuple[int, int]) -> bool:
     if not element.attrib.keys() <= _KEYS.get(element.tag, frozenset()) or is_turned(element):
         return False
     names = [child.get("name") for child in element if child.tag == "attribute" and len(child.attrib) == 1]
-    if len(names) != len(element) or len(set(names)) != len(names) or not all(names) or any(map(len, element)):
+    if len(names) != len(element) or len(set(names)) != len(names) or None in names or any(map(len, element)):
         return False
     if element.tag != "mask":
         return True

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from xml.etree.ElementTree import (
     Element,
     SubElement,
@@ -24,7 +24,10 @@ from everymask.formats.cvat_read import IMAGE_KEYS, annotation_file, label_eleme
 from everymask.formats.cvat_shapes import (
     AREAS,
     DEFAULTS,
+    PREFIX,
+    RESERVED,
     checked_text,
+    kind_of,
     make_element,
     make_tag,
     named_attributes,
@@ -52,7 +55,9 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
     them.
 
     Columns of segments other than those of CVAT become attributes of the labels: truth values checkboxes, numbers
-    numbers, everything else text. Further columns of images become attributes of ``<image>`` if they are texts, and
+    numbers, everything else text: with ``json:`` in front where it is no text, and in attributes whose values are of
+    several types. A column that is called like one of CVAT's, but holds something else, is written with ``attribute:``
+    before its name. Further columns of images become attributes of ``<image>`` if they are texts, and
     JSON in its attribute ``extra`` if not; CVAT passes over both.
 
     What a file that the data set was read from says of the task (``<meta>``, with the definitions of labels and their
@@ -66,26 +71,22 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
     Raises:
         InputError: A sample is a volume, or a text holds what XML cannot.
     """
+    if "" in dataset.categories.names:
+        raise InputError("a class has no name, which a label of CVAT needs; name it")
     identifiers = _identifiers(dataset)
-    splits = {sample.extra.get("split") for sample in dataset}
-    used: dict[str, dict[str, set[str]]] = {name: {} for name in dataset.categories.names}
     target.mkdir(parents=True, exist_ok=True)
     # The labels come before the images, but which attributes they have is known after.
     with tempfile.TemporaryFile(dir=target) as body:
-        for sample, identifier in zip(dataset, identifiers, strict=True):
-            file = copy_image(sample, target / "images", link=link_images)
-            size = image_size(file) if sample.segments is None else sample.segments.size
-            if len(size) != 2:
-                raise InputError(f"{sample.name} is a volume of {size}, which CVAT cannot hold; write label_images")
-            name = file.relative_to(target / "images").as_posix()
-            split = sample.extra.get("split")
-            if split is not None and len(splits) > 1:
-                name = name.removeprefix(f"{split}/")
-            try:
-                element = _image(sample, identifier, name, (size[0], size[1]), dataset.categories, used)
-            except InputError as error:
-                raise InputError(f"{sample.name}: {error}") from error
-            body.write(b"  " + _printed(element) + b"\n")
+        files = _copy_images(dataset, target / "images", link=link_images)
+        used = _write_images(dataset, body, identifiers, files, {})
+        mixed = {
+            label: {name for name, kinds in each.items() if len(kinds - {"json"}) > 1} for label, each in used.items()
+        }
+        if any(mixed.values()):
+            # CVAT has one type for an attribute; now that it is known not to do for all values, they say theirs.
+            body.seek(0)
+            body.truncate()
+            used = _write_images(dataset, body, identifiers, files, mixed)
         meta, others = _meta(dataset, used)
         with atomic_write(target / "annotations.xml") as temporary, temporary.open("wb") as stream:
             stream.write(b'<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n  ')
@@ -95,6 +96,45 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
             for each in others:
                 stream.write(b"  " + each.encode() + b"\n")
             stream.write(b"</annotations>\n")
+
+
+_Used = dict[str, dict[str, set[str]]]
+"""Label -> name of an attribute -> types of its values."""
+
+
+def _copy_images(dataset: Dataset, folder: Path, *, link: bool) -> list[tuple[str, tuple[int, int]]]:
+    """Writes the images; returns the names that the file has for them, and their (H, W)."""
+    splits = {sample.extra.get("split") for sample in dataset}
+    found = []
+    for sample in dataset:
+        file = copy_image(sample, folder, link=link)
+        size = image_size(file)
+        if len(size) != 2:
+            raise InputError(f"{sample.name} is a volume of {size}, which CVAT cannot hold; write label_images")
+        name = file.relative_to(folder).as_posix()
+        split = sample.extra.get("split")
+        if split is not None and len(splits) > 1:
+            name = name.removeprefix(f"{split}/")
+        found.append((name, (size[0], size[1])))
+    return found
+
+
+def _write_images(
+    dataset: Dataset,
+    body: IO[bytes],
+    identifiers: Sequence[int],
+    files: Sequence[tuple[str, tuple[int, int]]],
+    mixed: Mapping[str, Set[str]],
+) -> _Used:
+    """Writes the elements of all images; returns which attributes the labels have."""
+    used: _Used = {name: {} for name in dataset.categories.names}
+    for sample, identifier, (name, size) in zip(dataset, identifiers, files, strict=True):
+        try:
+            element = _image(sample, identifier, name, size, dataset.categories, used, mixed)
+        except InputError as error:
+            raise InputError(f"{sample.name}: {error}") from error
+        body.write(b"  " + _printed(element) + b"\n")
+    return used
 
 
 def _printed(element: Element) -> bytes:
@@ -118,7 +158,8 @@ def _image(
     name: str,
     size: tuple[int, int],
     categories: Categories,
-    used: dict[str, dict[str, set[str]]],
+    used: _Used,
+    mixed: Mapping[str, Set[str]],
 ) -> Element:
     """The element of an image; adds to `used` the types of attributes that its labels have."""
     element = Element("image", {"id": str(identifier), "name": checked_text(name)})
@@ -127,8 +168,10 @@ def _image(
     element.set("width", str(size[1]))
     element.set("height", str(size[0]))
     further = {}
+    aside = sample.extra.get("cvat")
+    elements = [_parsed(each) for each in aside] if isinstance(aside, list) else []
     for key, value in sample.extra.items():
-        if key in _KNOWN:
+        if key in _KNOWN and (key != "cvat" or None not in elements):
             continue
         if isinstance(value, str) and _XML_NAME.fullmatch(key) and key not in {*IMAGE_KEYS, "extra"}:
             element.set(key, checked_text(value))
@@ -137,37 +180,69 @@ def _image(
     if further:
         element.set("extra", checked_text(msgspec.json.encode(further).decode()))
     if sample.segments is not None:
-        element.extend(_objects(sample.segments, categories, used))
-    element.extend(_parsed(each) for each in sample.extra.get("cvat", ()))
+        element.extend(_objects(sample.segments, categories, used, mixed))
+    if None not in elements:
+        element.extend(each for each in elements if each is not None)
     return element
 
 
-def _objects(segments: Segments, categories: Categories, used: dict[str, dict[str, set[str]]]) -> list[Element]:
+def _objects(
+    segments: Segments, categories: Categories, used: _Used, mixed: Mapping[str, Set[str]]
+) -> list[Element]:  # fmt: skip
     names = {each.id: each.name for each in categories}
     categories.indices(segments.category)
     if segments.geometry is None and not segments.has_boxes:
         outlines: list[NDArray[Any] | None] = [None] * len(segments)
     else:
         outlines = _outlines(segments)
-    columns = {name: column.tolist() for name, column in segments.attributes.items()}
+    columns = _suitable(segments)
     elements = []
     for i, outline in enumerate(outlines):
         row = {**DEFAULTS, **{name: column[i] for name, column in columns.items()}}
         label = names[int(segments.category[i])]
-        types = {name: _type(value) for name, value in named_attributes(row).items()}
+        types = {name: kind_of(value) for name, value in named_attributes(row).items()}
         for name, kind in types.items():
             used[label].setdefault(name, set()).add(kind)
         if outline is None:
-            elements.append(make_tag(label, row))
+            elements.append(make_tag(label, row, mixed.get(label, frozenset())))
             continue
         size = segments.size[0], segments.size[1]
         original = row.pop("cvat", None)
         kept = _kept(original, label, outline, row, size, types) if isinstance(original, str) else None
         if kept is None:
             kind = "mask" if outline.ndim == 1 else "box" if _is_box(segments, i, outline, row) else "polygon"
-            kept = make_element(label, kind, outline, size, row)
+            kept = make_element(label, kind, outline, size, row, mixed.get(label, frozenset()))
         elements.append(kept)
     return elements
+
+
+def _suitable(segments: Segments) -> dict[str, list[Any]]:
+    """The columns of segments; those that are called like one of CVAT's and hold something else under another name."""
+    found = {}
+    for name, column in segments.attributes.items():
+        values = column.tolist()
+        own = name in RESERVED and not (
+            all(value is None or _SUITS[name](value) for value in values)
+            # Segments are read in the order of this one.
+            and (name != "z_order" or (heights := [each or 0 for each in values]) == sorted(heights))
+        )
+        found[PREFIX + name if own else name] = values
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and abs(value) < 10**15
+
+
+_SUITS: dict[str, Callable[[Any], bool]] = {
+    "shape": lambda value: isinstance(value, str) and value in AREAS,
+    "cvat": lambda value: isinstance(value, str) and (found := _parsed(value)) is not None and found.tag in AREAS,
+    "source": lambda value: isinstance(value, str),
+    "occluded": lambda value: isinstance(value, bool),
+    "z_order": _is_number,
+    "group_id": _is_number,
+}
+"""Column of CVAT -> whether a value is one of CVAT's."""
 
 
 def _outlines(segments: Segments) -> list[NDArray[Any] | None]:
@@ -211,7 +286,7 @@ def _kept(
 ) -> Element | None:
     """The element that a segment was read from, if it still says what the segment is."""
     element = _parsed(original)
-    if element.tag not in AREAS:
+    if element is None or element.tag not in AREAS:
         return None
     element.set("label", label)
     try:
@@ -226,16 +301,15 @@ def _kept(
     return element if wanted == found and np.array_equal(outline, drawn) else None
 
 
-def _parsed(xml: str) -> Element:
-    from defusedxml.ElementTree import fromstring
+def _parsed(xml: Any) -> Element | None:
+    """An element that was kept as XML; None if it is something else."""
+    from defusedxml import DefusedXmlException
+    from defusedxml.ElementTree import ParseError, fromstring
 
-    return fromstring(xml)
-
-
-def _type(value: Any) -> str:
-    if isinstance(value, bool):
-        return "checkbox"
-    return "number" if isinstance(value, (int, float)) else "text"
+    try:
+        return fromstring(xml, forbid_dtd=True) if isinstance(xml, str) else None
+    except (ParseError, DefusedXmlException, ValueError):
+        return None
 
 
 # -- the task ----------------------------------------------------------------------------------------------------------
@@ -283,7 +357,8 @@ def _define(label: Element, colour: tuple[int, int, int] | None, used: Mapping[s
     for name, types in used.items():
         if name in defined:
             continue
-        kind = next(iter(types)) if len(types) == 1 else "text"
+        plain = types - {"json"}
+        kind = next(iter(plain)) if len(plain) == 1 else "text"
         attribute = SubElement(attributes, "attribute")
         default = "false" if kind == "checkbox" else ""
         for tag, text in (

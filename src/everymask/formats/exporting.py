@@ -32,12 +32,35 @@ def check_relative(name: str, source: str) -> str:
     return name
 
 
-def copy_image(sample: Sample, folder: Path, *, link: bool = False) -> Path:
+def check_listed(name: str) -> str:
+    """Makes sure that readers who list folders find an image.
+
+    Raises:
+        InputError: A part of the name begins with a dot: such files are hidden.
+    """
+    if name.startswith(".") or "/." in name:
+        raise InputError(
+            f"the image {name!r} would be a hidden file, which is passed over when folders are listed; rename it, or "
+            "write coco, which lists its images"
+        )
+    return name
+
+
+def nothing_annotated(format: str) -> InputError:
+    """The error for a data set of whose annotations nothing would be there to be written."""
+    return InputError(
+        f"no image of the data set is annotated, so that there is nothing to write but images; {format} has no place "
+        "for that: write coco"
+    )
+
+
+def copy_image(sample: Sample, folder: Path, *, link: bool = False, listed: bool = False) -> Path:
     """Puts the image of a sample into a folder: the file itself if there is one, else a PNG or a TIFF without loss.
 
     Args:
         sample: Its name becomes the path below `folder`.
         folder: The folder of images.
+        listed: Whether it is found by listing the folder, so that it must not be hidden; see `check_listed`.
         link: Make a hard link instead of a copy, where the file system can. Then a change of either file is a change of
             both.
 
@@ -49,6 +72,8 @@ def copy_image(sample: Sample, folder: Path, *, link: bool = False) -> Path:
             than its annotation.
     """
     check_relative(sample.name, "name of a sample")
+    if listed:
+        check_listed(sample.name)
     source = sample.path
     if source is not None and source.suffix.lower() in IMAGE_SUFFIXES:
         target = folder / f"{sample.name}{source.suffix}"

@@ -86,19 +86,24 @@ def recognise(path: Path) -> bool:
 
 def _are_parts(path: Path) -> bool:
     names = _folders(path)
-    return bool(names) and all(name.lower() in _PARTS and _is_class_level(path / name) for name in names)
+    if not names or any(name.lower() not in _PARTS for name in names):
+        return False
+    # A small part may well have images of a single class.
+    return any(_is_class_level(path / name) for name in names) and all(
+        _is_class_level(path / name, fewest=1) for name in names
+    )
 
 
-def _is_class_level(path: Path) -> bool:
-    """Whether the folders right below are classes."""
+def _is_class_level(path: Path, fewest: int = 2) -> bool:
+    """Whether the folders right below are classes, at least so many of them with images."""
     names = _folders(path)
-    if len(names) < 2 or any(_is_reserved(name) for name in names):
+    if len(names) < fewest or any(_is_reserved(name) for name in names):
         return False
     with os.scandir(path) as entries:
         if any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in islice(entries, _LOOK + len(names))):
             return False  # a picture beside the folders: they are about it, or it is about them
     kinds = [_content(path / name) for name in names]
-    return None not in kinds and sum(bool(each) for each in kinds) >= 2
+    return None not in kinds and sum(bool(each) for each in kinds) >= fewest
 
 
 def _is_reserved(name: str) -> bool:
@@ -231,7 +236,7 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
             raise InputError(f"{sample.name} and {written[place]} would both be called {place}; rename one of them")
         written[place] = sample.name
         parts.add(part)
-        copy_image(_renamed(sample, place), target, link=link_images)
+        copy_image(_renamed(sample, place), target, link=link_images, listed=True)
         extra = {key: value for key, value in sample.extra.items() if key != "split" or not part}
         if extra:
             lines.setdefault(part, []).append(msgspec.json.encode({"name": name, "extra": extra}))

@@ -26,6 +26,7 @@ The meaning of keys is that of ``labelme/label_file.py`` and ``labelme/utils/sha
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 
 from everymask.formats.description import Description, Feature
@@ -56,17 +57,46 @@ DESCRIPTION = Description(
 )
 
 
+_MOST_FOLDERS = 300
+"""How many folders are looked into for the first JSON."""
+
+
 def recognise(path: Path) -> bool:
     """Whether `path` is a JSON of labelme, or a folder that has one or whose folders have; by keys, without parsing."""
     try:
         if path.is_file():
             return is_labelme(path)
-        below = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-        return any(_has_labelme(folder) for folder in (path, *below[:8]))
+        if _has_labelme(path) or _is_written(path):
+            return True
+        below = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))[:8]
+        # Folders with annotations of several kinds are data sets side by side, not parts of one.
+        kinds = [_has_labelme(folder) for folder in below if _has_annotations(folder)]
+        return bool(kinds) and all(kinds)
     except OSError:
         return False
 
 
+def _names(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _has_annotations(folder: Path) -> bool:
+    return any(name.endswith((".json", ".xml", ".txt")) for name in _names(folder))
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a folder has a list of labels, and labelme somewhere below, as `write` leaves images in deep folders."""
+    if not (path / "labels.txt").is_file():
+        return False
+    walked = islice(os.walk(path), _MOST_FOLDERS)
+    return next((_has_labelme(Path(folder)) for folder, _, names in walked if any(map(_is_json, names))), False)
+
+
+def _is_json(name: str) -> bool:
+    return name.endswith(".json")
+
+
 def _has_labelme(folder: Path) -> bool:
-    names = sorted(each.name for each in os.scandir(folder) if each.name.endswith(".json"))
+    names = sorted(filter(_is_json, _names(folder)))
     return any(is_labelme(folder / name) for name in names[:3])

@@ -20,7 +20,7 @@ from everymask.formats.class_names import read_names
 from everymask.formats.columns import attribute_column
 from everymask.formats.drawn_shapes import joined
 from everymask.formats.images import image_size, read_image
-from everymask.formats.labelme_shapes import IGNORED, RESERVED, JsonShape, as_written, is_object, outline, same_shapes
+from everymask.formats.labelme_shapes import IGNORED, JsonShape, as_written, is_object, outline, same_shapes
 from everymask.formats.listing import IMAGE_SUFFIXES, list_images, natural_key
 from everymask.formats.places import candidates, check_missing
 from everymask.types import Categories, Dataset, Polygon, Polygons, Sample, Segments, Task
@@ -345,12 +345,15 @@ def _columns(
     rows = []
     for (_, raw, shapes), found in zip(groups, drawn, strict=True):
         first = shapes[0]
-        row: dict[str, Any] = {key: value for key, value in (first.attributes or {}).items() if key not in RESERVED}
-        row |= {"group_id": first.group_id, "flags": first.flags or None, "description": first.description or None}
-        row["shape_type"] = first.kind
-        score = {"score": raw[0]["score"]} if scored else {}
+        row: dict[str, Any] = {"group_id": first.group_id, "flags": first.flags or None}
+        row |= {"description": first.description or None, "shape_type": first.kind}
+        # Our files have what is called like these, and could not stand in their place, among the attributes.
+        row |= {key: value for key, value in (first.attributes or {}).items() if key != "labelme"}
+        score = raw[0]["score"] if scored else None
         told = first.kind == usual or (first.kind == "rectangle" and len(shapes) == 1 and usual == "polygon")
-        if not told or not same_shapes(raw, as_written(first.label, first.kind, found, size, {**row, **score})):
+        if not told or not same_shapes(
+            raw, as_written(first.label, first.kind, found, size, row, first.group_id, score)
+        ):
             row["labelme"] = raw
         rows.append(row)
     keys = dict.fromkeys(key for row in rows for key in row)

@@ -132,6 +132,8 @@ def as_written(
     drawn: tuple[Polygon, ...] | NDArray[np.uint32],
     size: tuple[int, int],
     row: Mapping[str, Any],
+    group: int | str | None,
+    score: float | None,
 ) -> list[dict[str, Any]]:
     """The shapes of an object, with the keys in labelme's order.
 
@@ -140,7 +142,9 @@ def as_written(
         kind: ``"rectangle"`` (one polygon of four corners from `drawn_shapes.rectangle`), ``"polygon"`` or ``"mask"``.
         drawn: Polygons without holes, or run lengths (R,).
         size: (H, W) of the image.
-        row: Any columns of the object, ``group_id`` of several polygons included; ``score`` too.
+        row: Any columns of the object.
+        group: The ``group_id`` of its shapes, which may be another than that in `row`.
+        score: Of the object, if it has one.
     """
     outlines: list[tuple[list[list[float]], str | None]]
     if isinstance(drawn, tuple):
@@ -150,24 +154,41 @@ def as_written(
         crop, left, top = cropped(drawn, size)
         corners = [[left, top], [left + crop.shape[1] - 1, top + crop.shape[0] - 1]]
         outlines = [([list(map(float, each)) for each in corners], _png(crop))]
-    further = {key: value for key, value in row.items() if key not in {*RESERVED, "score"} and value is not None}
+    own = {key: row[key] if key in row and suits(key, row[key]) else None for key in RESERVED} | {"group_id": group}
+    # What is called like a key of labelme and is something else is an attribute like any other.
+    further = {key: value for key, value in row.items() if value is not None and value != own.get(key)}
     shapes = []
     for points, mask in outlines:
         shape = {
             "label": label,
             "points": points,
-            "group_id": row.get("group_id"),
-            "description": row.get("description") or "",
+            "group_id": group,
+            "description": own["description"] or "",
             "shape_type": kind,
-            "flags": row.get("flags") or {},
+            "flags": own["flags"] or {},
             "mask": mask,
         }
-        if row.get("score") is not None:
-            shape["score"] = row["score"]
+        if score is not None:
+            shape["score"] = score
         if further:
             shape["attributes"] = further
         shapes.append(shape)
     return shapes
+
+
+def suits(key: str, value: Any) -> bool:
+    """Whether a value is one that labelme has under a key of `RESERVED`."""
+    match key:
+        case "group_id":
+            return type(value) in {int, str}
+        case "flags":
+            return isinstance(value, dict)
+        case "description":
+            return isinstance(value, str)
+        case "shape_type":
+            return value in ("polygon", "rectangle", "circle", "mask")
+        case _:
+            return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def _png(crop: NDArray[np.bool_]) -> str:

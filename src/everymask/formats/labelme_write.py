@@ -14,9 +14,9 @@ import numpy as np
 from everymask.errors import InputError
 from everymask.files import atomic_write
 from everymask.formats.drawn_shapes import rectangle
-from everymask.formats.exporting import copy_image
+from everymask.formats.exporting import copy_image, nothing_annotated
 from everymask.formats.images import image_size
-from everymask.formats.labelme_shapes import JsonShape, as_written, outline, plain_parts
+from everymask.formats.labelme_shapes import IGNORED, JsonShape, as_written, outline, plain_parts, suits
 from everymask.types import Categories, Dataset, Polygon, Polygons, Sample, Segments
 
 VERSION = "5.5.0"
@@ -42,11 +42,14 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False, embed_im
     Raises:
         InputError: A sample is a volume, or has tags of the whole image.
     """
+    names = _class_list(dataset.categories)
+    annotated = False
     for sample in dataset:
-        file = copy_image(sample, target, link=link_images)
+        file = copy_image(sample, target, link=link_images, listed=True)
         segments = sample.segments
         if segments is None:
             continue
+        annotated = True
         size = image_size(file)
         if len(size) != 2:
             raise InputError(f"{sample.name} is a volume of {size}, which labelme cannot hold; write label_images")
@@ -65,8 +68,22 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False, embed_im
         }
         with atomic_write(file.with_name(f"{sample.name.rpartition('/')[2]}.json")) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
+    if not annotated:
+        raise nothing_annotated("labelme")
     with atomic_write(target / "labels.txt") as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in dataset.categories.names), "utf-8", newline="\n")
+        temporary.write_text("".join(f"{name}\n" for name in names), "utf-8", newline="\n")
+
+
+def _class_list(categories: Categories) -> list[str]:
+    """The lines of `labels.txt`.
+
+    Raises:
+        InputError: A name is no line of text.
+    """
+    for name in categories.names:
+        if name != name.strip() or not name or not name.isprintable():
+            raise InputError(f"the class name {name!r} is no line of text, as labelme needs; rename the class")
+    return categories.names
 
 
 def _shapes(sample: Sample, segments: Segments, categories: Categories, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -75,18 +92,21 @@ def _shapes(sample: Sample, segments: Segments, categories: Categories, size: tu
         raise InputError(f"{sample.name} has tags of the whole image, without boxes, which labelme shapes cannot hold")
     categories.indices(segments.category)
     names = {each.id: each.name for each in categories}
+    if nameless := sorted({names[each] for each in segments.category.tolist()} & IGNORED):
+        raise InputError(f"{sample.name} has objects of the class {nameless[0]!r}, which is none in labelme; rename it")
     columns = {name: column.tolist() for name, column in segments.attributes.items()}
-    if segments.score is not None:
-        columns["score"] = segments.score.tolist()
+    scores = [None] * len(segments) if segments.score is None else segments.score.tolist()
     groups = _Groups(columns.get("group_id", ()))
     shapes: list[dict[str, Any]] = []
     for i, (kind, drawn) in enumerate(_drawn(segments, columns.get("shape_type"))):
         row = {name: column[i] for name, column in columns.items()}
         label = names[int(segments.category[i])]
         several = isinstance(drawn, tuple) and len(drawn) > 1
-        row["group_id"] = groups.take(label, row.get("group_id"), several=several)
-        kept = _kept(row.pop("labelme", None), label, drawn, size, row)
-        shapes += as_written(label, kind, drawn, size, row) if kept is None else kept
+        group = groups.take(label, row.get("group_id"), several=several)
+        kept = _kept(row, label, drawn, size, group, scores[i])
+        if "labelme" in row and suits("labelme", row["labelme"]):
+            del row["labelme"]
+        shapes += as_written(label, kind, drawn, size, row, group, scores[i]) if kept is None else kept
     return shapes
 
 
@@ -94,13 +114,13 @@ class _Groups:
     """Ids of groups, such that no two objects of a label share one: in labelme, they would be one."""
 
     def __init__(self, used: Any) -> None:
-        numbers = [each for each in used if isinstance(each, int)]
+        numbers = [each for each in used if type(each) is int]
         self._free = itertools.count(max(numbers, default=0) + 1)
         self._taken: set[tuple[str, Any]] = set()
 
     def take(self, label: str, wanted: Any, *, several: bool) -> Any:
         """The id that an object wants, if it can have it; else none, or a new one if it has several parts."""
-        if wanted is None or (label, wanted) in self._taken:
+        if not suits("group_id", wanted) or (label, wanted) in self._taken:
             wanted = next(self._free) if several else None
         if wanted is not None:
             self._taken.add((label, wanted))
@@ -128,25 +148,23 @@ def _drawn(segments: Segments, kinds: list[Any] | None) -> Iterator[tuple[str, A
 
 
 def _kept(
-    original: Any, label: str, drawn: Any, size: tuple[int, int], row: Mapping[str, Any]
+    row: Mapping[str, Any], label: str, drawn: Any, size: tuple[int, int], group: Any, score: float | None
 ) -> list[dict[str, Any]] | None:
     """The shapes that a segment was read from, if they still say what it is."""
-    if not isinstance(original, list):
+    original: Any = row.get("labelme")
+    if not suits("labelme", original):
         return None
     shapes = [{**each, "label": label} for each in original]
-    parsed = [msgspec.convert(each, JsonShape) for each in shapes]
     try:
+        parsed = [msgspec.convert(each, JsonShape) for each in shapes]
         found = outline(parsed, size)
-    except InputError:
-        return None  # of an image of another size
+    except (InputError, msgspec.ValidationError):
+        return None  # of an image of another size, or somebody else's
     first = parsed[0]
-    said = {
-        **(first.attributes or {}),
-        "group_id": first.group_id,
-        "flags": first.flags,
-        "score": shapes[0].get("score"),
-    }
-    said |= {"description": first.description, "shape_type": first.kind}
+    if first.group_id != group or (score is not None and shapes[0].get("score") != score):
+        return None
+    said: dict[str, Any] = {"group_id": group, "flags": first.flags, "description": first.description}
+    said |= {"shape_type": first.kind, "labelme": original, **(first.attributes or {})}
     same_row = all(said.get(key) == value or (not said.get(key) and not value) for key, value in row.items())
     if isinstance(found, tuple) and not isinstance(drawn, tuple):
         found = Segments.from_polygons(size, [found]).rles()[0]

@@ -25,10 +25,10 @@ import numpy as np
 from everymask.errors import InputError
 from everymask.files import atomic_write
 from everymask.formats.description import Description, Feature
-from everymask.formats.exporting import copy_image
+from everymask.formats.exporting import copy_image, nothing_annotated
 from everymask.formats.raster import write as write_raster
 from everymask.formats.voc import open_layout
-from everymask.formats.voc_layout import find_layout, read_labelmap
+from everymask.formats.voc_layout import RESERVED, find_layout, read_labelmap
 from everymask.formats.voc_masks import VOID, mask_numbers, number_colours, write_palette
 from everymask.formats.voc_write import collect, kind_of, painted, write_lists
 from everymask.types import Categories, Dataset, Task
@@ -138,8 +138,10 @@ def write(
     few = len(table) <= 256
     lists: dict[str, list[str]] = {}
     further: list[bytes] = []
+    if all(sample.read_segments is None for sample in dataset):
+        raise nothing_annotated("segmentation_mask")
     for sample in dataset:
-        copy_image(sample, target / "JPEGImages", link=link_images)
+        copy_image(sample, target / "JPEGImages", link=link_images, listed=True)
         segments = sample.segments
         if segments is not None:
             dataset.categories.indices(segments.category)
@@ -161,7 +163,7 @@ def write(
                     write_palette(file, numbers[ids + 1])
                 else:
                     write_raster(file, number_colours(numbers)[ids + 1])
-        collect(sample, lists, further, boxes=False, masks=True)
+        collect(sample, lists, further, boxes=False, masks=segments is not None, header=True)
     write_lists(target, lists, further)
 
 
@@ -184,12 +186,8 @@ def class_colours(categories: Categories) -> dict[int, NDArray[np.uint8]]:
 def _write_labelmap(target: Path, categories: Categories, colours: Mapping[int, NDArray[np.uint8]]) -> None:
     lines = ["# label:color_rgb:parts:actions", "background:0,0,0::"]
     for each in categories:
-        if (
-            ":" in each.name
-            or each.name.startswith("#")
-            or not each.name.isprintable()
-            or each.name != each.name.strip()
-        ):
+        plain = each.name.isprintable() and each.name == each.name.strip() and each.name
+        if not plain or ":" in each.name or each.name.startswith("#") or each.name.casefold() in RESERVED:
             raise InputError(f"the class name {each.name!r} cannot be written to labelmap.txt; rename the class")
         lines.append(f"{each.name}:{','.join(map(str, colours[each.id]))}::")
     with atomic_write(target / "labelmap.txt") as temporary:

@@ -311,8 +311,10 @@ class _Reader:
         segments: Callable[[], Segments] | None = None
         if row.xml is not None or row.classes is not None or row.objects is not None:
             segments = partial(self.segments, row, annotation)
-        extra = {**self.extras.get(name, {}), **self._extra(row, annotation)}
-        return Sample(name, partial(read_image, row.image), segments, row.image, extra)
+        extra, further = self._extra(row, annotation), self.extras.get(name, {})
+        if isinstance(kept := further.get("voc"), dict):
+            extra["voc"] = {**kept, **extra.get("voc", {})}
+        return Sample(name, partial(read_image, row.image), segments, row.image, {**further, **extra})
 
     def _extra(self, row: _Row, annotation: Annotation | None) -> dict[str, Any]:
         header = dict(annotation.header) if annotation is not None else {}
@@ -354,8 +356,7 @@ class _Reader:
         for number, each in enumerate(listed, 1):
             if each.box is None:
                 raise InputError(f"{row.xml}: object {number} ({each.name}) has no bndbox; add it or remove the object")
-        columns = object_columns(listed, len(listed))
-        score = columns.pop("score", None)
+        columns, score = object_columns(listed, len(listed))
         boxes = np.array([each.box for each in listed], np.float64).reshape(-1, 4)
         category = [self.categories.by_name(each.name).id for each in listed]
         return Segments(size, category, score=score, box=boxes, attributes=columns)

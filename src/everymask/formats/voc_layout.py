@@ -28,12 +28,16 @@ CLASS_FILES = ("class_names.txt", "classes.txt", "labels.txt")
 """Files that list classes: one a line, in the order of their values; the first line is background, or value 1."""
 BACKGROUND = {"background", "_background_", "__background__"}
 _IGNORED = {"ignored", "ignore", "__ignore__", "void", "_void_"}
+RESERVED = BACKGROUND | _IGNORED
+"""Names in `labelmap.txt` that are no classes, in lower case."""
 _ANNOTATIONS = ("annotations", "annotation", "xmls", "xml", "labels")
 _ROOT = re.compile(rb"<annotation[\s/>]")
 _OBJECT = re.compile(r"<object[\s>].*?</object>", re.DOTALL)
 _INNER = re.compile(r"<(part|attributes)[\s>].*?</\1>", re.DOTALL)
 _NAME = re.compile(r"<name>([^<]*)</name>")
 _DEVKIT = re.compile(r"VOC\d{4}.*", re.IGNORECASE)
+_DEEPEST, _ENTERED = 6, 20
+"""How many levels below its folder, and how many folders of each, are looked into for the first XML file."""
 _LABEL = re.compile(r"(?P<name>.+?):(?P<colour>\d+,\d+,\d+)?(:[^:]*){0,2}")
 
 
@@ -60,11 +64,11 @@ def find_layout(folder: Path) -> Layout | None:
     """The layout of a folder, judged by names and the beginning of one XML file; None if it is no VOC data set."""
     below = {entry.name.casefold(): Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()}
     named = (below[name] for name in _ANNOTATIONS if name in below)
-    annotations = next((each for each in named if _has_annotation(each, nested=True)), None)
+    annotations = next((each for each in named if _has_annotation(each, _DEEPEST)), None)
     pictures = [below.get(name) for name in ("segmentationclass", "segmentationobject")]
     classes, objects = (each if each is not None and _has_picture(each) else None for each in pictures)
     if annotations is None and classes is None and objects is None:
-        if not _has_annotation(folder, nested=False):
+        if not _has_annotation(folder):
             return None
         annotations = folder
     return Layout(folder, annotations, classes, objects, below.get("imagesets"))
@@ -85,8 +89,8 @@ def find_roots(path: Path) -> dict[str, Layout]:
     return {}
 
 
-def _has_annotation(folder: Path, *, nested: bool) -> bool:
-    """Whether the first XML file of a folder, or of a folder below it, is a VOC annotation."""
+def _has_annotation(folder: Path, levels: int = 0) -> bool:
+    """Whether the first XML file of a folder, or of one up to so many levels below it, is a VOC annotation."""
     with os.scandir(folder) as entries:
         first = sorted(islice(entries, 1000), key=lambda entry: entry.name)
     for entry in first:
@@ -94,9 +98,8 @@ def _has_annotation(folder: Path, *, nested: bool) -> bool:
             with Path(entry.path).open("rb") as stream:
                 # A declaration, a comment or a document type may come before the root.
                 return _ROOT.search(stream.read(4096)) is not None
-    if nested:
-        return any(_has_annotation(Path(entry.path), nested=False) for entry in first if entry.is_dir())
-    return False
+    below = [Path(entry.path) for entry in first if entry.is_dir()] if levels else []
+    return any(_has_annotation(each, levels - 1) for each in below[:_ENTERED])
 
 
 def _has_picture(folder: Path) -> bool:

@@ -258,11 +258,11 @@ def _assembled(
     box[: len(listed)] = given
     lacking = [i for i, each in enumerate(listed) if each.box is None]
     box[lacking] = tight[lacking]
-    columns = object_columns(listed, count)
-    columns.pop("label", None)
+    columns, score = object_columns(listed, count)
+    if all(type(each.attributes.get("label")) is int for each in listed):
+        columns.pop("label", None)
     if not np.array_equal(label, np.where(label > 0, np.arange(1, count + 1), 0)):
         columns["label"] = label
-    score = columns.pop("score", None)
     return Segments(
         ids.shape,
         category,
@@ -274,8 +274,10 @@ def _assembled(
     )
 
 
-def object_columns(listed: Sequence[VocObject], count: int) -> dict[str, NDArray[Any]]:
-    """Attributes as columns of `count` values, and ``score`` if all have one; segments beyond the listed lack all.
+def object_columns(
+    listed: Sequence[VocObject], count: int
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.float64] | None]:
+    """Attributes as columns of `count` values, and the scores if all have one; segments beyond the listed lack all.
 
     What lacks a flag does not have it, what lacks a pose has an empty one, and what lacks another attribute has None.
     """
@@ -285,14 +287,17 @@ def object_columns(listed: Sequence[VocObject], count: int) -> dict[str, NDArray
     keys = dict.fromkeys(key for each in listed for key in each.attributes)
     columns: dict[str, NDArray[Any]] = {}
     for key in keys:
-        values = [each.attributes.get(key, empty.get(key)) for each in listed]
-        columns[key] = attribute_column([*values, *[empty.get(key)] * (count - len(listed))])
+        usual = empty.get(key)
+        if not all(type(each.attributes.get(key, usual)) is type(usual) for each in listed):
+            usual = None  # it is no flag here, but something that is called like one
+        values = [each.attributes.get(key, usual) for each in listed]
+        columns[key] = attribute_column([*values, *[usual] * (count - len(listed))])
     scores = [each.score for each in listed if each.score is not None]
     if scores and len(scores) == count:
-        columns["score"] = np.array(scores, np.float64)
-    elif scores:
+        return columns, np.array(scores, np.float64)
+    if scores:
         columns["confidence"] = attribute_column([*[each.score for each in listed], *[None] * (count - len(listed))])
-    return columns
+    return columns, None
 
 
 def _free_numbers(highest: int, count: int) -> NDArray[np.int64]:
@@ -304,7 +309,7 @@ def _free_numbers(highest: int, count: int) -> NDArray[np.int64]:
 def _linked(numbers: NDArray[np.int64], listed: Sequence[VocObject]) -> NDArray[np.int64] | None:
     """(V,) as `_matched`, where the listed objects say which mask is theirs: the attribute ``label`` of our files."""
     labels = [each.attributes.get("label") for each in listed]
-    if not labels or not all(isinstance(each, int) for each in labels):
+    if not labels or not all(type(each) is int for each in labels):
         return None
     places = {each: i for i, each in enumerate(labels)}
     return np.array([places.get(int(each), -1) for each in numbers], np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 
 from everymask.errors import InputError
 from everymask.files import atomic_write
-from everymask.formats.exporting import check_relative, copy_image
+from everymask.formats.exporting import check_relative, copy_image, nothing_annotated
 from everymask.formats.images import image_size
 from everymask.formats.voc_layout import CLASSES, default_sets
 from everymask.formats.voc_masks import VOID, linked_by_number, mask_numbers, write_palette
@@ -56,10 +56,14 @@ def write(
     write_class_list(target, dataset.categories, values)
     lists: dict[str, list[str]] = {}
     further: list[bytes] = []
+    annotated = False
     for sample in dataset:
-        file = copy_image(sample, target / "JPEGImages", link=link_images)
+        file = copy_image(sample, target / "JPEGImages", link=link_images, listed=True)
         boxes, masks = _write_sample(sample, file, target, dataset.categories, values, chosen, overlap, one_based)
         collect(sample, lists, further, boxes=boxes, masks=masks)
+        annotated |= boxes or masks
+    if not annotated:
+        raise nothing_annotated("VOC")
     write_lists(target, lists, further)
 
 
@@ -97,9 +101,29 @@ def write_class_list(target: Path, categories: Categories, values: Mapping[int, 
 
 
 def collect(
-    sample: Sample, lists: dict[str, list[str]], further: list[bytes], *, boxes: bool, masks: bool
-) -> None:  # fmt: skip
-    """Adds a sample to its lists of images, and what VOC has no place for to the lines of `metadata.jsonl`."""
+    sample: Sample,
+    lists: dict[str, list[str]],
+    further: list[bytes],
+    *,
+    boxes: bool,
+    masks: bool,
+    header: bool = False,
+) -> None:
+    """Adds a sample to its lists of images, and what VOC has no place for to the lines of `metadata.jsonl`.
+
+    Args:
+        sample: An image.
+        lists: Names of images by list.
+        further: The lines.
+        boxes: Whether it has an XML file.
+        masks: Whether it has pictures.
+        header: Keep what was in its XML file, too, as there is none.
+
+    Raises:
+        InputError: Its name is no line of text.
+    """
+    if "\n" in sample.name or "\r" in sample.name or ('"' in sample.name and any(map(str.isspace, sample.name))):
+        raise InputError(f"the image {sample.name!r} cannot stand in a list of images; rename it")
     own = sample.extra.get("voc")
     sets = own.get("sets") if isinstance(own, dict) else None
     split = sample.extra.get("split")
@@ -108,6 +132,9 @@ def collect(
     for each in sets:
         lists.setdefault(check_relative(each, f"{sample.name}: list of images"), []).append(sample.name)
     extra = {key: value for key, value in sample.extra.items() if key not in {"split", "voc"}}
+    if own is not None and (header or not isinstance(own, dict)):
+        rest = {key: value for key, value in own.items() if key != "sets"} if isinstance(own, dict) else own
+        extra |= {"voc": rest} if rest else {}
     if extra:
         further.append(msgspec.json.encode({"name": sample.name, "extra": extra}))
 
@@ -188,7 +215,8 @@ def _objects(
     segments: Segments, categories: Categories, numbers: NDArray[np.int64], ids: NDArray[np.int32] | None
 ) -> list[VocObject]:
     columns = {name: column.tolist() for name, column in segments.attributes.items()}
-    columns.pop("label", None)
+    if ids is not None and segments.attributes.get("label", numbers).dtype.kind in "iu":
+        columns.pop("label", None)
     # Readers link masks and boxes by number and overlap; where that would not do, the number is written out.
     if ids is not None and not linked_by_number(segments, ids, numbers):
         columns["label"] = numbers.tolist()

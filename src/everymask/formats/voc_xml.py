@@ -32,6 +32,8 @@ _TRUTH |= {"unspecified": False, "0.0": False, "1.0": True}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _OWN = {"name", "bndbox", "score", "pose", *FLAGS}
 _RESERVED = {*FLAGS, "pose", "parts", "xml", "score"}
+PREFIX = "attribute:"
+"""Stands before the name of a value under `attributes` that VOC has another meaning for."""
 _NOT_HEADER = {"xml", "depth", "sets", "one_based"}
 """Keys of `Annotation.header` and of `Sample.extra` that mean something else."""
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -195,7 +197,10 @@ def _named_values(element: Element, place: str) -> dict[str, Any] | None:
     for each in element:
         name, value = each.findtext("name"), each.findtext("value")
         unknown = {child.tag for child in each} - {"name", "value", "type"}
-        if each.tag != "attribute" or not name or value is None or unknown or name in found or name in _RESERVED:
+        if each.tag != "attribute" or name is None or value is None or unknown or name in _RESERVED:
+            return None
+        name = name.removeprefix(PREFIX)
+        if name in found:
             return None
         found[name] = value
         if each.findtext("type") == "json":
@@ -316,12 +321,10 @@ def _object_lines(item: VocObject, one_based: bool) -> list[str]:
             lines += _lines(key, str(int(value)), 2)
         elif key == "parts" and _are_parts(value):
             parts = value
-        elif key == "xml" and isinstance(value, str):
+        elif key == "xml" and isinstance(value, str) and value.startswith("<"):
             raw = value
-        elif key in _RESERVED:
-            raise InputError(
-                f"the attribute {key!r} has the value {value!r}, which VOC has no place for; rename or remove it"
-            )
+        elif key in _RESERVED or key.startswith(PREFIX):
+            others[PREFIX + key] = value
         else:
             others[key] = value
     if item.box is not None:
@@ -334,7 +337,7 @@ def _object_lines(item: VocObject, one_based: bool) -> list[str]:
     if others:
         lines.append("\t\t<attributes>")
         for key, value in others.items():
-            plain = isinstance(value, str)
+            plain = isinstance(value, str) and not _FORBIDDEN.search(value)
             entry = {"name": key, "value": value if plain else json.dumps(value), **({} if plain else {"type": "json"})}
             lines += _lines("attribute", entry, 3)
         lines.append("\t\t</attributes>")

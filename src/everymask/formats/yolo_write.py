@@ -12,6 +12,7 @@ import numpy as np
 from everymask.errors import InputError
 from everymask.files import atomic_write
 from everymask.formats.exporting import check_relative, copy_image
+from everymask.formats.yolo_layout import NAME_FILES
 from everymask.types import Categories, Dataset, Masks, Polygon, Polygons, Segments
 
 if TYPE_CHECKING:
@@ -44,17 +45,22 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
     splits = {str(sample.extra.get("split") or ""): None for sample in dataset}
     if len(splits) > 1:
         splits = {split or "unsplit": None for split in splits}
+    (target / "images").mkdir(parents=True, exist_ok=True)
     for sample in dataset:
         folder = target / "images"
         if len(splits) > 1 and not sample.name.startswith(f"{sample.extra.get('split')}/"):
             # Names are those below the folder of the part, with the part before them.
             folder /= check_relative(str(sample.extra.get("split") or "unsplit"), f"part of {sample.name}")
-        file = copy_image(sample, folder, link=link_images)
+        file = copy_image(sample, folder, link=link_images, listed=True)
         if sample.segments is None:
             continue
         if len(sample.segments.size) != 2:
             raise InputError(f"{sample.name} is a volume, which YOLO labels cannot hold; write label_images instead")
         label = (target / "labels" / file.relative_to(target / "images")).with_suffix(".txt")
+        if label.name in NAME_FILES:
+            raise InputError(
+                f"the label file of the image {sample.name!r} would be taken for a list of classes; rename the image"
+            )
         with atomic_write(label) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             stream.writelines(_lines(sample.name, sample.segments, dataset.categories))
     with atomic_write(target / "data.yaml") as temporary:

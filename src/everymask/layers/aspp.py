@@ -20,7 +20,7 @@ def dilated_convolution(inputs: int, outputs: int, dilation: int = 1, kernel: in
 
 
 def separable_convolution(inputs: int, outputs: int, dilation: int = 1) -> nn.Sequential:
-    """A 3 x 3 convolution of each channel alone, one of 1 x 1 that mixes them (Chollet 2017), normalisation and ReLU."""
+    """A 3 x 3 convolution of each channel alone, one of 1 x 1 that mixes them (Chollet 2017), batch norm. and ReLU."""
     each = nn.Conv2d(inputs, inputs, 3, padding=dilation, dilation=dilation, groups=inputs, bias=False)
     return nn.Sequential(each, *dilated_convolution(inputs, outputs, kernel=1))
 
@@ -41,18 +41,21 @@ class GlobalPooling(nn.Sequential):
             nn.ReLU(inplace=True),
         )
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, outputs, H, W), equal everywhere, of features (B, inputs, H, W)."""
-        return super().forward(features).expand(-1, -1, *features.shape[-2:])
+        pooled: Tensor = super().forward(input)
+        return pooled.expand(-1, -1, *input.shape[-2:])
 
 
 class BatchNormOfSingles(nn.BatchNorm2d):
     """Batch normalisation of maps of one pixel: a batch of one image has no variance, so it is not learnt from."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, 1, 1), normalised by the batch in training if there is more than one image, else by what was learnt."""
+        """(B, C, 1, 1), normalised by the batch in training if it has several images, else by what was learnt."""
         if self.training and input.shape[0] == 1:
-            return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            return functional.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
         return super().forward(input)
 
 

@@ -67,7 +67,7 @@ def cell_means(features: Tensor, size: int) -> Tensor:
 
 
 def _averaging(length: int, size: int, like: Tensor) -> Tensor:
-    """(size, length): the weight of each position in the mean of each cell; cell i is i L / s (floor) to (i + 1) L / s (ceil)."""
+    """(size, length): weights of the positions in the mean of each cell, from floor(i L / s) to ceil((i + 1) L / s)."""
     cells, positions = torch.arange(size, device=like.device)[:, None], torch.arange(length, device=like.device)
     first, last = cells * length // size, ((cells + 1) * length + size - 1) // size
     inside = ((positions >= first) & (positions < last)).to(like.dtype)

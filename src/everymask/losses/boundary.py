@@ -1,8 +1,8 @@
 """Losses weighed by distances to the edges of regions.
 
-The distances are those of `everymask.ops.distance`, measured in positions on the CPU. Distances of the target may be made
-beforehand (`signed_distances`, for instance where samples are loaded) and given as `distance`. What is void makes no edge:
-the edge of a class is where positions of it and known positions of other classes are nearest to each other.
+The distances are those of `everymask.ops.distance`, measured in positions on the CPU. Distances of the target may be
+made beforehand (`signed_distances`, for instance where samples are loaded) and given as `distance`. What is void makes
+no edge: the edge of a class is where positions of it and known positions of other classes are nearest to each other.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def signed_distances(target: Tensor, classes: int | None = None, *, void: int = 
         void: Value of what does not count.
 
     Returns:
-        (B, K, ...) float32 on the device of the target: distance to the nearest position of the class outside it, less the
-        distance to the nearest known position of other classes inside; 0 everywhere for a class without an edge, which
-        does not occur or fills the image.
+        (B, K, ...) float32 on the device of the target: distance to the nearest position of the class outside it, less
+        the distance to the nearest known position of other classes inside; 0 everywhere for a class without an edge,
+        which does not occur or fills the image.
 
     Raises:
         InputError: The target holds a class that there is not, or has more than three dimensions.
@@ -48,11 +48,11 @@ def boundary(
     class_weight: Tensor | None = None,
     void: int = VOID,
 ) -> Tensor:
-    """Boundary loss: probability times signed distance, mean over positions and classes (Kervadec et al. 2019, eq. 5).
+    """Boundary loss: probability times signed distance, mean over positions and classes (Kervadec et al. 2019).
 
     What is predicted of a class costs the more, the farther from the class it lies, and gains the more, the deeper it
-    lies inside: the loss is negative for good answers. As in the official program the distance is 0 at the innermost side
-    of an edge, and classes without an edge take no part. Use it beside a loss of regions and with a small factor:
+    lies inside: the loss is negative for good answers. As in the official program the distance is 0 at the innermost
+    side of an edge, and classes without an edge take no part. Use it beside a loss of regions and with a small factor:
     ``generalised_dice + 0.01*boundary``.
 
     Args:
@@ -84,7 +84,7 @@ def hausdorff(
 ) -> Tensor:
     """Hausdorff loss by distance transforms: ``(p - t)^2 (d_p^a + d_t^a)``, mean over positions and classes.
 
-    Karimi and Salcudean 2019, eq. 8. d_t is the distance to the edge of the class in the target, d_p that in the
+    Karimi and Salcudean 2019, as in MONAI. d_t is the distance to the edge of the class in the target, d_p that in the
     prediction above 1/2, so that errors far from either edge cost most. The distances have no gradient.
 
     Args:
@@ -102,8 +102,8 @@ def hausdorff(
     given = regions(logits, target, void)
     truth = torch.abs(_distances_of(given, distance)) ** alpha
     probability = given.raw_probability()
-    everywhere = torch.ones_like(given.valid, dtype=torch.bool)
-    predicted = _edge_distances(probability.detach() > 0.5, everywhere, given.shape).to(truth)
+    known = given.valid != 0
+    predicted = _edge_distances((probability.detach() > 0.5) & known, known, given.shape).to(truth)
     terms = (probability - given.truth) ** 2 * (truth + torch.abs(predicted) ** alpha)
     weight = None if class_weight is None else given.of_classes(class_weight)
     return mean_of_valid(terms, given.valid, weight)
@@ -118,10 +118,10 @@ def distance_cross_entropy(
     strength: float = 1.0,
     void: int = VOID,
 ) -> Tensor:
-    """Distance-penalised cross-entropy: ``mean (1 + c phi) CE``, phi falling from 1 at the edge to 0 (Caliva et al. 2019).
+    """Distance-penalised cross-entropy ``mean (1 + c phi) CE``, phi falling from 1 at edges to 0 (Caliva et al. 2019).
 
-    phi is the inverted distance map ``(max d - d) / (max d - min d)`` of each side of the edge of a class in an image
-    (eq. 1 of the paper; scaled to 0..1 as by Ma et al. 2020). With softmax the side that counts is the inside of the true
+    phi is the inverted distance map ``(max d - d) / (max d - min d)`` of each side of the edge of a class in an image,
+    scaled to 0..1 as in the program of Ma et al. 2020. With softmax the side that counts is the inside of the true
     class.
 
     Args:
@@ -157,12 +157,12 @@ def border_cross_entropy(
     sigma: float = 5.0,
     void: int = VOID,
 ) -> Tensor:
-    """Cross-entropy with the weights of the U-Net between objects: ``mean (1 + w0 exp(-(d1 + d2)^2 / (2 sigma^2))) CE``.
+    """Cross-entropy with the weights of the U-Net between objects.
 
-    Ronneberger et al. 2015, eq. 1-2; d1 and d2 are the distances of a position of the background to the two nearest
-    objects. The objects are the connected pieces of each class but class 0 (of each class alone with sigmoid). Where the
-    annotation tells touching objects apart, weights made from it are better: give those of
-    `everymask.ops.distance.unet_weight_map` as `pixel_weight` to `cross_entropy`.
+    ``mean (1 + w0 exp(-(d1 + d2)^2 / (2 sigma^2))) CE``, Ronneberger et al. 2015, eq. 1-2; d1 and d2 are the distances
+    of a position of the background to the two nearest objects. The objects are the connected pieces of each class but
+    class 0 (of each class alone with sigmoid). Where the annotation tells touching objects apart, weights made from it
+    are better: give those of `everymask.ops.distance.unet_weight_map` as `pixel_weight` to `cross_entropy`.
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`; one, two or three spatial dimensions.
@@ -216,7 +216,7 @@ def _distance_to(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.
     """(N,) distance of each position to the nearest one of a mask (N,), which is not empty."""
     from everymask.ops.distance import distance_to_edge
 
-    return distance_to_edge(~mask.reshape(shape if len(shape) > 1 else (1, -1))).ravel()
+    return distance_to_edge((~mask).view(np.uint8).reshape(shape if len(shape) > 1 else (1, -1))).ravel()
 
 
 def _inverted(distance: Tensor, side: Tensor) -> Tensor:

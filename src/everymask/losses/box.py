@@ -43,7 +43,7 @@ def diou(predicted: Tensor, target: Tensor, *, weight: Tensor | None = None) -> 
 
 
 def ciou(predicted: Tensor, target: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """``1 - CIoU`` (Zheng et al. 2020, eq. 8-11): `diou` and equal aspect ratios; 4 numbers only. Arguments as `iou`."""
+    """``1 - CIoU`` (Zheng et al. 2020, eq. 8-11): `diou` and equal shapes; 4 numbers only. Arguments as `iou`."""
     return _mean(complete_box_iou, predicted, target, weight)
 
 
@@ -59,8 +59,7 @@ def lp_iou(
 ) -> Tensor:
     """``c mean |(a - b) / s|^p + (1 - IoU)``: a distance that pulls from anywhere, and the overlap that is scored.
 
-    With p = 1, corners relative to the image, ``corners=5``, ``generalised=True`` and twice the overlap it is the loss of
-    DETR (Carion et al. 2020, sec. 3.1), up to its factor of 2 and its sum over corners.
+    DETR joins the two with p = 1 and GIoU, there with centres and sides for corners (Carion et al. 2020, sec. 3.1).
 
     Args:
         predicted: (..., 4) corners in pixels, or (..., 6).
@@ -85,7 +84,9 @@ def lp_iou(
     return _mean(distance, predicted, target, weight) + _mean(overlap, predicted, target, weight)
 
 
-def _mean(similarity: Callable[[Tensor, Tensor], Tensor], predicted: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def _mean(
+    similarity: Callable[[Tensor, Tensor], Tensor], predicted: Tensor, target: Tensor, weight: Tensor | None
+) -> Tensor:
     """Weighted mean of ``1 - similarity``."""
     if predicted.shape != target.shape:
         raise InputError(

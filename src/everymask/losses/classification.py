@@ -25,8 +25,8 @@ def cross_entropy(
 
     ``L = -sum_k w_k t_k log p_k``, mean over the positions that are not void. With class weights it is divided by their
     sum, as `torch.nn.functional.cross_entropy` does; pixel weights are not divided by (Ronneberger et al. 2015, eq. 1),
-    so that a border weight adds to the loss. With sigmoid, ``-(w t log p + (1 - t) log(1 - p))``, mean over positions and
-    classes, as `torch.nn.functional.binary_cross_entropy_with_logits` with `pos_weight` does.
+    so that a border weight adds to the loss. With sigmoid, ``-(w t log p + (1 - t) log(1 - p))``, mean over positions
+    and classes, as `torch.nn.functional.binary_cross_entropy_with_logits` with `pos_weight` does.
 
     Label smoothing (Szegedy et al. 2016, sec. 7): ``t (1 - s) + s / K``; for sigmoid ``t (1 - s) + s / 2``.
 
@@ -136,7 +136,7 @@ def top_k(
     smoothing: float = 0.0,
     void: int = VOID,
 ) -> Tensor:
-    """Cross-entropy of the share of the positions whose true class has the lowest probability (Wu et al. 2016, sec. 3.2).
+    """Cross-entropy of the share of the positions whose true class is least probable (Wu et al. 2016).
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`.

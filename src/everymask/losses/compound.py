@@ -25,7 +25,7 @@ def combo(
 ) -> Tensor:
     """Combo loss: a cross-entropy that weighs misses against false alarms, and Dice.
 
-    ``a mean(-(b t log p + (1 - b) (1 - t) log(1 - p))) + (1 - a) (1 - Dice)`` (Taghanaki et al. 2019, eq. 3), where the
+    ``a mean(-(b t log p + (1 - b) (1 - t) log(1 - p))) + (1 - a) (1 - Dice)`` (Taghanaki et al. 2019), where the
     paper subtracts Dice, which differs by a constant. The cross-entropy asks of each class whether it is there, with
     softmax, too.
 
@@ -136,8 +136,8 @@ def unified_focal(
         logits: (B, K, ...), see `everymask.losses.forms.regions`.
         target: (B, ...) or (B, K, ...).
         pixel_weight: (B, ...) >= 0, for L_F; for sigmoid also (B, K, ...).
-        class_weight: (K,) factor in L_F, weight of each class in the mean of L_T; for sigmoid that of positive labels in
-            L_F.
+        class_weight: (K,) factor in L_F, weight of each class in the mean of L_T; for sigmoid that of positive labels
+            in L_F.
         balance: l in 0..1.
         delta: d in 0..1; above 1/2 misses of the foreground cost more than false alarms.
         gamma: g, at least 0 and below 1.

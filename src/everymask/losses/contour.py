@@ -20,7 +20,7 @@ def length(
 ) -> Tensor:
     """Length of the contours of the probability: ``sqrt(|grad p|^2 + e) - sqrt(e)``, mean over positions and classes.
 
-    The first term of Chen et al. 2019, eq. 9, in any number of dimensions with differences of neighbours, less its value
+    The first term of Chen et al. 2019, in any number of dimensions with differences of neighbours, less its value
     where nothing changes. It knows nothing of the classes of the target, only what is void: use it beside another loss,
     to make outlines smooth.
 
@@ -48,7 +48,7 @@ def active_contour(
     epsilon: float = 1e-8,
     void: int = VOID,
 ) -> Tensor:
-    """Active contour without edges: `length` and ``lambda mean(p (1 - t)^2 + (1 - p) t^2)`` (Chen et al. 2019, eq. 8-10).
+    """Active contour without edges: `length` and ``lambda mean(p (1 - t)^2 + (1 - p) t^2)`` (Chen et al. 2019).
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`.
@@ -79,4 +79,5 @@ def _steepness(given: Regions, epsilon: float) -> Tensor:
         step = torch.diff(probability, dim=axis) * both
         end = torch.zeros_like(probability.narrow(axis, 0, 1))
         squared = squared + torch.cat([step, end], axis) ** 2
-    return ((squared + epsilon).sqrt() - math.sqrt(epsilon)).flatten(2)
+    # sqrt(s + e) - sqrt(e) without its cancellation.
+    return (squared / ((squared + epsilon).sqrt() + math.sqrt(epsilon))).flatten(2)

@@ -49,8 +49,8 @@ def discriminative(
     """
     if embeddings.ndim < 3 or labels.shape != (embeddings.shape[0], *embeddings.shape[2:]):
         raise InputError(
-            f"embeddings have shape {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; expected (B, E, ...) and "
-            "(B, ...)"
+            f"embeddings have shape {tuple(embeddings.shape)} and labels {tuple(labels.shape)}; "
+            "expected (B, E, ...) and (B, ...)"
         )
     options = {"pull_margin": pull_margin, "push_margin": push_margin, "pull": pull, "push": push}
     for name, value in {**options, "regularisation": regularisation}.items():
@@ -100,5 +100,5 @@ def _of_image(
 def _length(vectors: Tensor) -> Tensor:
     """(P,) Euclidean length, with a gradient of 0 where the length is 0."""
     squared = (vectors**2).sum(1)
-    some = squared > 0
-    return torch.where(some, torch.where(some, squared, 1).sqrt(), 0)
+    nothing = squared == 0
+    return torch.where(nothing, 0, torch.where(nothing, 1, squared).sqrt())

@@ -6,9 +6,9 @@ import ast
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, TypeGuard, cast, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,8 @@ class PixelLoss(nn.Module):
             target: (B, ...) or (B, K, ...).
             pixel_weight: (B, ...) factor of each position, for the losses that know one.
             class_weight: (K,) weight of each class, for the losses that know one.
-            distance: (B, K, ...) of `everymask.losses.boundary.signed_distances`, for the losses that know one; measured
-                where they need it and it is not given.
+            distance: (B, K, ...) of `everymask.losses.boundary.signed_distances`, for the losses that know one;
+                measured where they need it and it is not given.
         """
         made = {}
         for i, (key, term) in enumerate(zip(self._keys, self.terms, strict=True)):
@@ -141,8 +141,8 @@ def parse(expression: str) -> list[Term]:
     """The terms of an expression.
 
     Raises:
-        InputError: It is not a sum of losses, or a loss or an option does not exist (the nearest names are suggested), or
-            an option is of another type.
+        InputError: It is not a sum of losses, or a loss or an option does not exist (the nearest names are suggested),
+            or an option is of another type.
     """
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
@@ -186,46 +186,63 @@ def _summands(node: ast.expr) -> list[ast.expr]:
     return [node]
 
 
+def _factors(node: ast.expr) -> list[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        return _factors(node.left) + _factors(node.right)
+    return [node]
+
+
 def _term(node: ast.expr, expression: str) -> Term:
     factor = 1.0
-    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        sides = (node.left, node.right)
-        number = next((each for each in sides if isinstance(each, ast.Constant)), None)
-        if number is None or not _is_number(number.value) or not math.isfinite(number.value):
-            raise _wrong(expression)
-        factor *= number.value
-        node = sides[1] if number is sides[0] else sides[0]
-    if isinstance(node, ast.Name):
-        return Term(node.id, factor, {})
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
-        options = {each.arg: ast.literal_eval(each.value) for each in node.keywords if each.arg}
-        if len(options) == len(node.keywords):
-            return Term(node.func.id, factor, options)
+    rest: list[ast.expr] = []
+    for each in _factors(node):
+        value = each.value if isinstance(each, ast.Constant) else None
+        if _is_number(value):
+            factor *= value
+        else:
+            rest.append(each)
+    if len(rest) != 1 or not math.isfinite(factor):
+        raise _wrong(expression)
+    loss = rest[0]
+    if isinstance(loss, ast.Name):
+        return Term(loss.id, factor, {})
+    if isinstance(loss, ast.Call) and isinstance(loss.func, ast.Name) and not loss.args:
+        options = {each.arg: ast.literal_eval(each.value) for each in loss.keywords if each.arg}
+        if len(options) == len(loss.keywords):
+            return Term(loss.func.id, factor, options)
     raise _wrong(expression)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _elements(value: object) -> Sequence[object] | None:
+    return cast("Sequence[object]", value) if isinstance(value, (list, tuple)) else None
+
+
+def _are_numbers(value: object) -> TypeGuard[Sequence[float]]:
+    elements = _elements(value)
+    return elements is not None and all(_is_number(each) for each in elements)
 
 
 def _check_type(loss: str, option: str, value: object, kind: object) -> None:
     """Raises `InputError` unless `value` is of the type that the option has."""
     if option == _CLASS_WEIGHT:
-        fine = isinstance(value, list | tuple) and all(_is_number(each) and each >= 0 for each in value)
+        fine = _are_numbers(value) and min(value, default=0) >= 0
         expected = "one number of 0 or more for each class, such as (1, 2.5)"
     elif option == "distances":
-        fine = isinstance(value, list | tuple) and all(
-            isinstance(row, list | tuple) and all(map(_is_number, row)) for row in value
-        )
+        rows = _elements(value)
+        fine = rows is not None and all(_are_numbers(row) for row in rows)
         expected = "rows of numbers, such as ((0, 1), (1, 0))"
     elif kind is bool:
         fine, expected = isinstance(value, bool), "True or False"
     elif kind is int:
         fine, expected = isinstance(value, int) and not isinstance(value, bool), "a whole number"
+    elif kind is float:
+        fine, expected = _is_number(value), "a number"
     else:
-        optional = kind != float
-        fine = (_is_number(value) and math.isfinite(value)) or (optional and value is None)  # type: ignore[arg-type]
-        expected = "a number or None" if optional else "a number"
+        fine, expected = value is None or _is_number(value), "a number or None"
     if not fine:
         raise InputError(f"option {option!r} of the loss {loss!r}: got {value!r}, expected {expected}")
 

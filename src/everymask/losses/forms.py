@@ -96,7 +96,9 @@ class Regions:
             return pixel_weight.to(self.logits).flatten(1).unsqueeze(1)
         if not self.exclusive and pixel_weight.shape == (shape[0], self.logits.shape[1], *self.shape):
             return pixel_weight.to(self.logits).flatten(2)
-        raise InputError(f"pixel_weight: got shape {tuple(pixel_weight.shape)}, expected one weight a position, {shape}")
+        raise InputError(
+            f"pixel_weight: got shape {tuple(pixel_weight.shape)}, expected one weight a position, {shape}"
+        )
 
     def spatial(self, values: Tensor) -> Tensor:
         """(B, K or 1, N) values in the shape (B, K or 1, ...)."""
@@ -114,8 +116,8 @@ def regions(logits: Tensor, target: Tensor, void: int = VOID) -> Regions:
     that does not exist makes the loss NaN, which the training reports, and never reads beyond a table.
 
     Args:
-        logits: Unbounded, with at least one spatial dimension, or (B, K, 1) for whole images; half precision is computed
-            in float32.
+        logits: Unbounded, with at least one spatial dimension, or (B, K, 1) for whole images; half precision is
+            computed in float32.
         target: See above.
         void: Value of what does not count.
 
@@ -139,7 +141,7 @@ def regions(logits: Tensor, target: Tensor, void: int = VOID) -> Regions:
     counts = index != void
     index = index if void == VOID else torch.where(counts, index, VOID)
     valid = counts.to(values.dtype)
-    if index.device.type == "cpu":
+    if _looking_is_free(index):
         _check_range(index, counts, classes - 1, f"{classes} classes, 0 to {classes - 1}", void)
     else:
         wrong = counts & ((index < 0) | (index >= classes))
@@ -150,13 +152,18 @@ def regions(logits: Tensor, target: Tensor, void: int = VOID) -> Regions:
 def _independent(logits: Tensor, target: Tensor, void: int) -> Regions:
     flat = target.flatten(2)
     counts = flat != void
-    if flat.device.type == "cpu":
-        _check_range(flat, counts, 1, "labels between 0 and 1 for each class", void)
     truth = torch.where(counts, flat.to(logits.dtype), 0)
     valid = counts.to(logits.dtype)
-    if flat.device.type != "cpu":
-        valid = valid.masked_fill((truth < 0) | (truth > 1), torch.nan)
+    if _looking_is_free(flat):
+        _check_range(flat, counts, 1, "labels between 0 and 1 for each class", void)
+    else:
+        valid = valid.masked_fill(~((truth >= 0) & (truth <= 1)), torch.nan)
     return Regions(logits.flatten(2), valid, None, truth, tuple(logits.shape[2:]))
+
+
+def _looking_is_free(values: Tensor) -> bool:
+    """Whether values can be looked at without waiting for an accelerator."""
+    return values.device.type == "cpu"
 
 
 def _check_range(values: Tensor, counts: Tensor, highest: int, expected: str, void: int) -> None:
@@ -208,12 +215,13 @@ def mean_over_classes(terms: Tensor, counts: Tensor, class_weight: Tensor | None
 def power(base: Tensor, exponent: float) -> Tensor:
     """``base ** exponent`` for a base >= 0; where it is 0 (or negative by rounding) the value and its gradient are 0.
 
-    The derivative of a root is infinite at 0, where the quantities raised to powers here cannot fall any further.
+    The derivative of a root is infinite at 0, where the quantities raised to powers here cannot fall any further. NaN
+    stays NaN, so that a training that has come apart is seen.
     """
     if exponent == 1:
         return base
-    positive = base > 0
-    return torch.where(positive, torch.where(positive, base, 1) ** exponent, 0)
+    nothing = base <= 0
+    return torch.where(nothing, 0, torch.where(nothing, 1, base) ** exponent)
 
 
 def check_option(fine: bool, name: str, value: object, expected: str) -> None:

@@ -20,7 +20,9 @@ def lovasz(
     absent: bool = False,
     void: int = VOID,
 ) -> Tensor:
-    """Lovasz-softmax (eq. 12) where one class is true a position, Lovasz hinge (eq. 8) where each class stands alone.
+    """Lovasz-softmax where one class is true at each position, Lovasz hinge where each class stands alone.
+
+    Berman et al. 2018: the sorted errors times the steps of the Jaccard loss (algorithm 1), mean over classes.
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`.
@@ -34,27 +36,40 @@ def lovasz(
         InputError: The shapes do not fit, or the target holds a class that there is not.
     """
     given = regions(logits, target, void)
-    truth = given.truth if given.exclusive else (given.truth > 0.5).to(given.logits)
+    truth = given.truth > 0.5
     valid = given.valid.expand_as(truth)
     if given.exclusive:
-        errors = torch.abs(truth - given.probability())
+        errors = torch.abs(given.truth - given.raw_probability())
     else:
-        # Errors below 0 are cut off anyway; cut off before sorting, they come last together with what is void.
-        errors = (1 - given.logits * (2 * truth - 1)).relu() * valid
+        errors = (1 - given.logits * (2.0 * truth - 1)).relu()
+    # Below all others, what is void comes last.
+    errors = torch.where(valid == 0, -1, errors * valid)
     if not per_image:
         errors, truth, valid = (each.transpose(0, 1).flatten(1).unsqueeze(0) for each in (errors, truth, valid))
     ordered, order = errors.sort(dim=2, descending=True)
-    terms = (ordered * _jaccard_steps(truth.gather(2, order), valid.gather(2, order))).sum(2)
-    counts = (truth if given.exclusive and not absent else valid).sum(2) > 0
+    counted = valid.sum(2)
+    steps = _jaccard_steps(truth.gather(2, order), counted)
+    terms = (ordered * steps.to(ordered.dtype)).sum(2)
+    counts = truth.any(2) if given.exclusive and not absent else counted > 0
     return mean_over_classes(terms, counts, None if class_weight is None else given.of_classes(class_weight))
 
 
-def _jaccard_steps(truth: Tensor, valid: Tensor) -> Tensor:
-    """How much each error adds to the Jaccard loss (algorithm 1), (B, K, N) sorted; what is void adds nothing."""
+def _jaccard_steps(truth: Tensor, counted: Tensor) -> Tensor:
+    """How much each error adds to the Jaccard loss (algorithm 1).
+
+    Args:
+        truth: (B, K, N) bool, sorted by falling errors.
+        counted: (B, K) number of the first positions that count; the others add nothing.
+
+    Returns:
+        (B, K, N) of the type of `counted`.
+    """
     # Counted in whole numbers: float32 cannot count beyond 2^24 positions.
-    true, false = truth.int().cumsum(2, dtype=torch.int32), (valid - truth).int().cumsum(2, dtype=torch.int32)
+    true = truth.cumsum(2, dtype=torch.int32)
+    seen = torch.arange(1, truth.shape[2] + 1, dtype=torch.int32, device=truth.device)
+    seen = torch.minimum(seen, counted.int().unsqueeze(2))
     whole = true[..., -1:]
-    # Where nothing is true and nothing was seen yet, the loss is 0.
-    loss = 1 - (whole - true) / (whole + false).clamp(min=1)
-    loss = torch.where(whole + false > 0, loss, 0).to(truth.dtype)
+    # Of the union, what is true and what was seen of the rest; the intersection is what was not seen of what is true.
+    union = whole + seen - true
+    loss = torch.where(union > 0, 1 - (whole - true).to(counted.dtype) / union.clamp(min=1), 0)
     return torch.diff(loss, dim=2, prepend=torch.zeros_like(loss[..., :1]))

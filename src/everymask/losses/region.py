@@ -2,8 +2,8 @@
 
 All count softly: a class of which the network says 0.3 at a position of that class has 0.3 of a hit there. What they
 count over is the whole batch, where crops seldom hold every class, or each image alone (`per_image`). Classes without
-a true position do not enter the mean unless `absent` is set, since without `smooth` their loss would be 1 whatever little
-of them is predicted.
+a true position do not enter the mean unless `absent` is set, since without `smooth` their loss would be 1 whatever
+little of them is predicted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def tversky(
 ) -> Tensor:
     """Tversky loss ``(1 - TI)^(1 / gamma)``, ``TI = (TP + s) / (TP + alpha FP + beta FN + s)``, mean over classes.
 
-    Salehi et al. 2017, eq. 2; with gamma = 4/3 the focal Tversky loss (Abraham and Khan 2019, eq. 4). With alpha = beta =
+    Salehi et al. 2017, eq. 2; with gamma = 4/3 the focal Tversky loss (Abraham and Khan 2019). With alpha = beta =
     .5 it is the Dice loss, with alpha = beta = 1 the soft Jaccard loss.
 
     Args:
@@ -147,7 +147,7 @@ def dice(
     """Dice loss ``1 - (2 sum p t + s) / (sum p + sum t + s)``, mean over classes.
 
     With `square`, ``p^2`` and ``t^2`` are summed below (Milletari et al. 2016, sec. 3). With `log_cosh`, each class's
-    loss is ``log cosh`` of it (Jadon 2020, sec. II-L), which is flat near 0.
+    loss is ``log cosh`` of it (Jadon 2020), which is flat near 0.
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`.
@@ -200,7 +200,7 @@ def log_cosh_dice(
     absent: bool = False,
     void: int = VOID,
 ) -> Tensor:
-    """``log cosh`` of the Dice loss of each class (Jadon 2020, sec. II-L); arguments and errors as `dice`."""
+    """``log cosh`` of the Dice loss of each class (Jadon 2020); arguments and errors as `dice`."""
     return dice(
         logits, target, class_weight=class_weight, smooth=smooth, log_cosh=True, per_image=per_image, absent=absent,
         void=void,
@@ -258,9 +258,9 @@ def wasserstein_dice(
 ) -> Tensor:
     """Generalised Wasserstein Dice loss: to confuse classes that are near to each other costs less.
 
-    ``1 - (2 TP + s) / (2 TP + sum W + s)`` with the error ``W = sum_l M[t, l] p_l`` of a position whose true class is t,
-    and ``TP = sum a_t (1 - W)``, where a is 0 for the background and 1 for other classes (Fidon et al. 2017, eq. 6-8, as
-    in the official program). Where each class stands alone, that is the Dice loss of each class.
+    ``1 - (2 TP + s) / (2 TP + sum W + s)`` with the error ``W = sum_l M[t, l] p_l`` of a position whose true class is
+    t, and ``TP = sum a_t (1 - W)``, where a is 0 for the background and 1 for other classes (Fidon et al. 2017,
+    as in the official program). Where each class stands alone, that is the Dice loss of each class.
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`.
@@ -280,7 +280,7 @@ def wasserstein_dice(
     given = regions(logits, target, void)
     if given.index is None:
         if distances is not None:
-            raise InputError("distances: where each class stands alone there is no other to confuse it with; leave it out")
+            raise InputError("distances: classes that stand alone are not confused with each other; leave it out")
         return dice(logits, target, class_weight=class_weight, smooth=smooth, per_image=per_image, void=void)
     classes = given.logits.shape[1]
     check_option(0 <= background < classes, "background", background, f"a class from 0 to {classes - 1}")
@@ -321,7 +321,7 @@ def sensitivity_specificity(
     balance: float = 0.05,
     void: int = VOID,
 ) -> Tensor:
-    """``r sum (t - p)^2 t / sum t + (1 - r) sum (t - p)^2 (1 - t) / sum (1 - t)`` (Brosch et al. 2015, eq. 4).
+    """``r sum (t - p)^2 t / sum t + (1 - r) sum (t - p)^2 (1 - t) / sum (1 - t)`` (Brosch et al. 2015).
 
     Args:
         logits: (B, K, ...), see `everymask.losses.forms.regions`.

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 METHODS = {
     "stardist": "everymask.methods.bottom_up.stardist:StarDist",
     "unet": "everymask.methods.semantic.unet:UNetSegmentation",
+    "res_unet": "everymask.methods.semantic.res_unet:ResUNet",
+    "fcn": "everymask.methods.semantic.fcn:FCN",
+    "deeplabv3": "everymask.methods.semantic.deeplabv3:DeepLabV3",
+    "deeplabv3plus": "everymask.methods.semantic.deeplabv3plus:DeepLabV3Plus",
+    "pspnet": "everymask.methods.semantic.pspnet:PSPNet",
+    "classifier": "everymask.methods.classify.classifier:Classifier",
 }
 """Name -> "module:Class". A user's own method is given in the same form, such as ``my_package.my_method:MyMethod``."""
 

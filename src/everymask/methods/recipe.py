@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from everymask.errors import InputError, unknown_name
 
@@ -42,8 +42,9 @@ class Recipe:
         optimiser: Name of the optimiser.
         weight_decay: Decoupled weight decay (not applied to biases and normalisation).
         backbone_rate: Factor of the learning rate for a backbone, which usually has weights already.
-        schedule: ``cosine`` decays to 1 % of the peak, ``poly`` as (1 - share done)^0.9, ``plateau`` multiplies by `plateau_factor` whenever the
-            validation loss has not improved for `plateau_patience` epochs, ``constant`` keeps the rate.
+        schedule: ``cosine`` decays to 1 % of the peak, ``poly`` as (1 - share done)^0.9, ``plateau`` multiplies by
+            `plateau_factor` whenever the validation loss has not improved for `plateau_patience` epochs, ``constant``
+            keeps the rate.
         warmup: Epochs of linear warm-up (fractions allowed).
         plateau_factor: Factor in 0..1 of the plateau schedule.
         plateau_patience: Epochs without improvement before the plateau schedule acts.
@@ -106,6 +107,9 @@ class Recipe:
     workers: int = -1
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Recipe).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise unknown_name(name, str(getattr(self, name)), get_args(hint))
         for name in ("epochs", "batch_size", "accumulate", "crop", "validate_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")

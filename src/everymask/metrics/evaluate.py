@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from everymask.errors import InputError
 from everymask.metrics import choose_protocol, make_metric
 from everymask.metrics.base import Metric, Table
+from everymask.metrics.read_ahead import read_ahead
 from everymask.types import Categories, Dataset, Sample, Segments, Task
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     tasks: Iterable[Task] | None = None,
     preferred: str | None = None,
+    from_files: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores the predictions for every annotated sample of a data set.
@@ -58,6 +60,7 @@ def evaluate(
         options: The protocol's own options, see its class.
         tasks: What the predictions are; None if unknown: then the first of them tell.
         preferred: The protocol that the method prefers, see `choose_protocol`.
+        from_files: `predict` reads files and may be called by several threads at once, ahead of need.
         progress: Called with (samples done, samples in all).
 
     Raises:
@@ -67,10 +70,11 @@ def evaluate(
         protocol = protocol_for(data, predict, tasks, preferred)
     metric = make_metric(protocol, data.categories, **(options or {}))
     scored = 0
-    for number, sample in enumerate(data, 1):
-        truth = sample.segments
-        if truth is not None:
-            metric.update(truth, predict(sample), sample.name, str(sample.extra.get("kind", "")), sample.extra)
+    for number, (sample, truth, prediction) in enumerate(
+        read_ahead(data, predict, threads=None if from_files else 1), 1
+    ):
+        if truth is not None and prediction is not None:
+            metric.update(truth, prediction, sample.name, str(sample.extra.get("kind", "")), sample.extra)
             scored += 1
         if progress is not None:
             progress(number, len(data))

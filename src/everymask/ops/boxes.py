@@ -228,7 +228,7 @@ def _product(sides: list[Any]) -> Any:
 
 def _ratio(xp: Any, above: Any, below: Any) -> Any:
     """above / below, 0 where `below` is 0; the quotient not taken has no gradient, which would be infinite."""
-    some = below > 0
+    some = below != 0  # NaN stays NaN, so that a diverged network is seen
     return xp.where(some, above / xp.where(some, below, xp.ones_like(below)), xp.zeros_like(below))
 
 

@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 _LONGEST = 15  # bits of a code
-_SPARE = 16  # zero bytes behind the data, so that the reader of bits need not look for the end
+_SPARE = 40  # zero bytes behind the data, so that the reader of bits need not look for the end within a block header
 _BLOCK = 8  # places are found by blocks of 2^8 bytes
 
 # Section 3.2.5: lengths and distances that a symbol stands for, and how many more bits belong to it.

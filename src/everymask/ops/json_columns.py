@@ -23,10 +23,27 @@ from numpy.typing import NDArray
 
 from everymask.ops.json_fields import AS_TEXT, END, MASK, OTHER_FIELDS, START, Field, Kind, Layout, Objects, layout
 from everymask.ops.json_numbers import Whole, parse_integer, parse_number
-from everymask.ops.json_text import NOT_UNDERSTOOD, guess_element, skip_space, skip_string, skip_value, skip_word
+from everymask.ops.json_text import (
+    BACKSLASH,
+    CLOSE_ARRAY,
+    CLOSE_OBJECT,
+    COLON,
+    COMMA,
+    NOT_UNDERSTOOD,
+    OPEN_ARRAY,
+    OPEN_OBJECT,
+    QUOTE,
+    guess_element,
+    skip_space,
+    skip_string,
+    skip_value,
+    skip_word,
+)
 
 __all__ = ["Field", "Kind", "Objects", "scan_array"]
 
+_INTEGER, _NUMBER, _FOUR_NUMBERS, _FLAG, _TEXT, _, _OBJECT, _IDENTIFIER = (int(kind) for kind in Kind)
+_LETTER_T, _LETTER_F, _LETTER_N = (ord(each) for each in "tfn")  # which begin true, false and null
 _CHUNK = 1 << 20  # bytes for one call of the scanner: what it makes of them stays in the cache
 
 
@@ -201,7 +218,7 @@ def _scan_objects(
     refused = (NOT_UNDERSTOOD, False, table[:0], undecided[:0], True)
     begin_of_all = at
     while True:
-        if at >= length or data[at] != 123:
+        if at >= length or data[at] != OPEN_OBJECT:
             return refused
         table = _grown_table(table, rows + 1)
         row = table[rows]
@@ -213,22 +230,22 @@ def _scan_objects(
         if at >= length:
             return refused
         expected = np.int64(0)
-        if data[at] == 125:
+        if data[at] == CLOSE_OBJECT:
             at += 1
         else:
             while True:
                 # The key, in which nothing may be escaped.
-                if at >= length or data[at] != 34:
+                if at >= length or data[at] != QUOTE:
                     return refused
                 key = at + 1
                 at = key
-                while at < length and data[at] != 34:
-                    if data[at] == 92 or data[at] < 32:
+                while at < length and data[at] != QUOTE:
+                    if data[at] == BACKSLASH or data[at] < 32:
                         return refused
                     at += 1
                 f = _field(data, key, at, names, name_ends, expected)
                 at = skip_space(data, at + 1)
-                if at >= length or data[at] != 58:
+                if at >= length or data[at] != COLON:
                     return refused
                 at = skip_space(data, at + 1)
                 if at >= length:
@@ -244,21 +261,25 @@ def _scan_objects(
                     there |= bit
                     kind, slot = kinds[f], slots[f]
                     c = data[at]
-                    if c == 110 and nullable[f]:
+                    if c == _LETTER_N and nullable[f]:
                         at = skip_word(data, at)
                         there &= ~bit
-                    elif kind == 0 or (kind == 3 and c != 116 and c != 102) or (kind == 7 and c != 34):
+                    elif (
+                        kind == _INTEGER
+                        or (kind == _FLAG and c != _LETTER_T and c != _LETTER_F)
+                        or (kind == _IDENTIFIER and c != QUOTE)
+                    ):
                         at, row[slot] = parse_integer(data, at)
-                        if kind == 7:
+                        if kind == _IDENTIFIER:
                             there &= ~(bit << AS_TEXT)
-                    elif kind == 1:
+                    elif kind == _NUMBER:
                         at, bits, certain = parse_number(data, at)
                         row[slot] = np.int64(bits)
                         if not certain and at >= 0:
                             undecided = _noted(undecided, open_numbers, rows, slot, begin, at)
                             open_numbers += 1
-                    elif kind == 2:
-                        if c != 91:
+                    elif kind == _FOUR_NUMBERS:
+                        if c != OPEN_ARRAY:
                             return refused
                         for i in range(4):
                             begin = skip_space(data, at + 1)
@@ -272,21 +293,21 @@ def _scan_objects(
                                 undecided = _noted(undecided, open_numbers, rows, slot + i, begin, at)
                                 open_numbers += 1
                             at = skip_space(data, at)
-                            if at >= length or data[at] != (93 if i == 3 else 44):
+                            if at >= length or data[at] != (CLOSE_ARRAY if i == 3 else COMMA):
                                 return refused
                         at += 1
-                    elif kind == 3:
-                        row[slot] = c == 116
+                    elif kind == _FLAG:
+                        row[slot] = c == _LETTER_T
                         at = skip_word(data, at)
-                    elif kind == 7:
+                    elif kind == _IDENTIFIER:
                         row[slot] = at
                         there |= bit << AS_TEXT
                         at = skip_string(data, at)
                     else:
-                        if (kind == 4 and c != 34) or (kind == 6 and c != 123):
+                        if (kind == _TEXT and c != QUOTE) or (kind == _OBJECT and c != OPEN_OBJECT):
                             return refused
                         at = skip_value(data, at)
-                        if kind != 6:
+                        if kind != _OBJECT:
                             row[slot] = begin
                             row[slot + 1] = at
                 if at < 0:
@@ -296,9 +317,9 @@ def _scan_objects(
                     return refused
                 c = data[at]
                 at += 1
-                if c == 125:
+                if c == CLOSE_OBJECT:
                     break
-                if c != 44:
+                if c != COMMA:
                     return refused
                 at = skip_space(data, at)
         row[MASK] = there
@@ -307,8 +328,8 @@ def _scan_objects(
         at = skip_space(data, at)
         if at >= length:
             return refused
-        closed = data[at] == 93
-        if not closed and data[at] != 44:
+        closed = data[at] == CLOSE_ARRAY
+        if not closed and data[at] != COMMA:
             return refused
         at += 1
         if not closed:

@@ -11,7 +11,20 @@ from numba import njit
 from numpy.typing import NDArray
 
 from everymask.ops.json_numbers import Whole, parse_integer, parse_number
-from everymask.ops.json_text import NOT_UNDERSTOOD, read_escape, skip_key, skip_space, skip_value
+from everymask.ops.json_text import (
+    BACKSLASH,
+    CLOSE_ARRAY,
+    CLOSE_OBJECT,
+    COMMA,
+    NOT_UNDERSTOOD,
+    OPEN_ARRAY,
+    OPEN_OBJECT,
+    QUOTE,
+    read_escape,
+    skip_key,
+    skip_space,
+    skip_value,
+)
 from everymask.ops.rle_measures import grown
 
 NOTHING, POLYGONS, STRING, LENGTHS = 0, 1, 2, 3
@@ -24,7 +37,7 @@ _SIZE = np.frombuffer(b"size", np.uint8).copy()
 @njit(cache=True, nogil=True)
 def _is_key(data: NDArray[np.uint8], at: int, name: NDArray[np.uint8]) -> bool:  # pragma: no cover - compiled
     """Whether the string at `at` is `name`."""
-    if at + len(name) + 2 > len(data) or data[at + len(name) + 1] != 34:
+    if at + len(name) + 2 > len(data) or data[at + len(name) + 1] != QUOTE:
         return False
     same = True
     for i in range(len(name)):
@@ -37,14 +50,14 @@ def _members_of_rle(data: NDArray[np.uint8], at: int) -> tuple[Whole, Whole]:  #
     """Where the values of `size` and `counts` begin in the object at `at`; `NOT_UNDERSTOOD` for what is not there."""
     size, counts = np.int64(NOT_UNDERSTOOD), np.int64(NOT_UNDERSTOOD)
     at = skip_space(data, at + 1)
-    while data[at] == 34:
+    while data[at] == QUOTE:
         value = skip_key(data, at)
         if _is_key(data, at, _SIZE):
             size = value
         elif _is_key(data, at, _COUNTS):
             counts = value
         at = skip_space(data, skip_value(data, value))
-        if data[at] == 125:
+        if data[at] == CLOSE_OBJECT:
             break
         at = skip_space(data, at + 1)
     return size, counts
@@ -69,20 +82,20 @@ def segmentation_kinds(
         if not there[n]:
             continue
         at = spans[n, 0]
-        if data[at] != 123:
-            empty = data[at] == 91 and data[skip_space(data, at + 1)] == 93
+        if data[at] != OPEN_OBJECT:
+            empty = data[at] == OPEN_ARRAY and data[skip_space(data, at + 1)] == CLOSE_ARRAY
             kinds[n] = NOTHING if empty else POLYGONS
             continue
         # Found without a look at the rest, since `counts` may be long.
         kinds[n] = LENGTHS
         at = skip_space(data, at + 1)
-        while data[at] == 34:
+        while data[at] == QUOTE:
             value = skip_key(data, at)
             if _is_key(data, at, _COUNTS):
-                kinds[n] = STRING if data[value] == 34 else LENGTHS
+                kinds[n] = STRING if data[value] == QUOTE else LENGTHS
                 break
             at = skip_space(data, skip_value(data, value))
-            if data[at] == 125:
+            if data[at] == CLOSE_OBJECT:
                 break
             at = skip_space(data, at + 1)
     return kinds
@@ -98,15 +111,15 @@ def _append_polygons(
     number: Whole,
 ) -> tuple[NDArray[np.float64], Whole, NDArray[np.int64], Whole]:  # pragma: no cover - compiled
     """Reads a list of lists of numbers; the number of rings is `NOT_UNDERSTOOD` if it is none, or one is undecided."""
-    if data[at] != 91:
+    if data[at] != OPEN_ARRAY:
         return numbers, end, rings, NOT_UNDERSTOOD
     at = skip_space(data, at + 1)
-    more = data[at] != 93
+    more = data[at] != CLOSE_ARRAY
     while more:
-        if data[at] != 91:
+        if data[at] != OPEN_ARRAY:
             return numbers, end, rings, NOT_UNDERSTOOD
         at = skip_space(data, at + 1)
-        another = data[at] != 93
+        another = data[at] != CLOSE_ARRAY
         while another:
             at, bits, certain = parse_number(data, at)
             if at < 0 or not certain:
@@ -115,19 +128,19 @@ def _append_polygons(
             numbers.view(np.uint64)[end] = bits
             end += 1
             at = skip_space(data, at)
-            another = data[at] == 44
+            another = data[at] == COMMA
             if another:
                 at = skip_space(data, at + 1)
-        if data[at] != 93:
+        if data[at] != CLOSE_ARRAY:
             return numbers, end, rings, NOT_UNDERSTOOD
         number += 1
         rings = grown(rings, number + 1)
         rings[number] = end
         at = skip_space(data, at + 1)
-        more = data[at] == 44
+        more = data[at] == COMMA
         if more:
             at = skip_space(data, at + 1)
-    return numbers, end, rings, number if data[at] == 93 else NOT_UNDERSTOOD
+    return numbers, end, rings, number if data[at] == CLOSE_ARRAY else NOT_UNDERSTOOD
 
 
 @njit(cache=True, nogil=True)
@@ -163,12 +176,13 @@ def _append_string(
 ) -> tuple[NDArray[np.uint32], Whole]:  # pragma: no cover - compiled
     """Decodes the compressed string at `at` (see `everymask.ops.rle_strings`); end is `NOT_UNDERSTOOD` if none."""
     begin = end
+    room = len(counts)  # asked here, since a call for every run costs more than the run
     value = np.int64(0)
     shift = 0
     at += 1
-    while data[at] != 34:
+    while data[at] != QUOTE:
         character = np.int64(data[at])
-        if character == 92:
+        if character == BACKSLASH:
             at, character = read_escape(data, at)
         else:
             at += 1
@@ -185,7 +199,9 @@ def _append_string(
             value += np.int64(counts[end - 2])
         if value < 0 or value > 4294967295:
             return counts, NOT_UNDERSTOOD
-        counts = grown(counts, end + 1)
+        if end >= room:
+            counts = grown(counts, end + 1)
+            room = len(counts)
         counts[end] = value
         end += 1
         value = np.int64(0)
@@ -198,10 +214,10 @@ def _append_lengths(
     data: NDArray[np.uint8], at: int, counts: NDArray[np.uint32], end: Whole
 ) -> tuple[NDArray[np.uint32], Whole]:  # pragma: no cover - compiled
     """Reads the list of run lengths at `at`; end is `NOT_UNDERSTOOD` if it is none."""
-    if data[at] != 91:
+    if data[at] != OPEN_ARRAY:
         return counts, NOT_UNDERSTOOD
     at = skip_space(data, at + 1)
-    another = data[at] != 93
+    another = data[at] != CLOSE_ARRAY
     while another:
         at, value = parse_integer(data, at)
         if at < 0 or value < 0 or value > 4294967295:
@@ -210,25 +226,25 @@ def _append_lengths(
         counts[end] = value
         end += 1
         at = skip_space(data, at)
-        another = data[at] == 44
+        another = data[at] == COMMA
         if another:
             at = skip_space(data, at + 1)
-    return counts, end if data[at] == 93 else NOT_UNDERSTOOD
+    return counts, end if data[at] == CLOSE_ARRAY else NOT_UNDERSTOOD
 
 
 @njit(cache=True, nogil=True)
 def _has_size(data: NDArray[np.uint8], at: int, height: int, width: int) -> bool:  # pragma: no cover - compiled
     """Whether the value at `at` is the list of these two numbers."""
-    if data[at] != 91:
+    if data[at] != OPEN_ARRAY:
         return False
     at, first = parse_integer(data, skip_space(data, at + 1))
     if at < 0:
         return False
     at = skip_space(data, at)
-    if data[at] != 44:
+    if data[at] != COMMA:
         return False
     at, second = parse_integer(data, skip_space(data, at + 1))
-    return at >= 0 and data[skip_space(data, at)] == 93 and first == height and second == width
+    return at >= 0 and data[skip_space(data, at)] == CLOSE_ARRAY and first == height and second == width
 
 
 @njit(cache=True, nogil=True)
@@ -255,7 +271,7 @@ def read_runs(
         if size < 0 or lengths < 0 or not _has_size(data, size, height, width):
             return counts[:0], offsets, n
         begin = end
-        if data[lengths] == 34:
+        if data[lengths] == QUOTE:
             counts, end = _append_string(data, lengths, counts, end)
         else:
             counts, end = _append_lengths(data, lengths, counts, end)

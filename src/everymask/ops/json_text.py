@@ -22,6 +22,12 @@ from everymask.ops.rle_measures import grown
 NOT_UNDERSTOOD = -1
 """Instead of a position in the text: there is something else than expected."""
 
+QUOTE, BACKSLASH, COMMA, COLON = (ord(each) for each in '"\\,:')
+OPEN_ARRAY, CLOSE_ARRAY, OPEN_OBJECT, CLOSE_OBJECT = (ord(each) for each in "[]{}")
+_TRUE, _FALSE, _NULL = (np.frombuffer(each, np.uint8).copy() for each in (b"true", b"false", b"null"))
+_LETTER_U = ord("u")
+_ESCAPED = np.zeros(256, np.int64)  # what a letter behind a backslash stands for, 0 if nothing
+_ESCAPED[list(b'"\\/bfnrt')] = list(b'"\\/\b\f\n\r\t')
 _DEEPEST = 60  # levels of nesting, of which each takes a bit of a 64-bit stack
 # What a byte is in an array of numbers: 0 number, comma or space, 1 opens and 2 closes an array, 3 does not belong.
 _ROLES = np.full(256, 3, np.uint8)
@@ -105,25 +111,13 @@ def read_escape(data: NDArray[np.uint8], at: int) -> tuple[int, Whole]:  # pragm
     """Where the escape that begins with the backslash at `at` ends, and the character it stands for."""
     if at + 1 >= len(data):
         return NOT_UNDERSTOOD, 0
-    c = np.int64(data[at + 1])
-    if c == 34 or c == 47 or c == 92:
-        return at + 2, c
-    if c == 98:
-        return at + 2, 8
-    if c == 102:
-        return at + 2, 12
-    if c == 110:
-        return at + 2, 10
-    if c == 114:
-        return at + 2, 13
-    if c == 116:
-        return at + 2, 9
-    if c != 117:
-        return NOT_UNDERSTOOD, 0
+    letter = data[at + 1]
+    if letter != _LETTER_U:
+        return (NOT_UNDERSTOOD if _ESCAPED[letter] == 0 else at + 2), _ESCAPED[letter]
     value = _hexadecimal(data, at + 2)
     if 0xD800 <= value < 0xE000:
         # Half of a pair: the other half must follow.
-        if value >= 0xDC00 or at + 8 > len(data) or data[at + 6] != 92 or data[at + 7] != 117:
+        if value >= 0xDC00 or at + 8 > len(data) or data[at + 6] != BACKSLASH or data[at + 7] != _LETTER_U:
             return NOT_UNDERSTOOD, 0
         low = _hexadecimal(data, at + 8)
         if low < 0xDC00 or low >= 0xE000:
@@ -138,9 +132,9 @@ def skip_string(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - 
     at += 1
     while at < len(data):
         c = data[at]
-        if c == 34:
+        if c == QUOTE:
             return at + 1
-        if c == 92:
+        if c == BACKSLASH:
             at, _ = read_escape(data, at)
             if at < 0:
                 return NOT_UNDERSTOOD
@@ -173,13 +167,13 @@ def _join_strings(
 def skip_key(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - compiled
     """Where the value begins whose key, or white space in front of it, is at `at`."""
     at = skip_space(data, at)
-    if at >= len(data) or data[at] != 34:
+    if at >= len(data) or data[at] != QUOTE:
         return NOT_UNDERSTOOD
     at = skip_string(data, at)
     if at < 0:
         return NOT_UNDERSTOOD
     at = skip_space(data, at)
-    if at >= len(data) or data[at] != 58:
+    if at >= len(data) or data[at] != COLON:
         return NOT_UNDERSTOOD
     at = skip_space(data, at + 1)
     return at if at < len(data) else NOT_UNDERSTOOD
@@ -190,12 +184,14 @@ def skip_word(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - co
     """The index behind true, false or null."""
     if at + 4 > len(data):
         return NOT_UNDERSTOOD
-    a, b, c, d = data[at], data[at + 1], data[at + 2], data[at + 3]
-    if (a == 116 and b == 114 and c == 117 and d == 101) or (a == 110 and b == 117 and c == 108 and d == 108):
+    same_true = same_null = same_false = True
+    for i in range(4):
+        same_true &= data[at + i] == _TRUE[i]
+        same_null &= data[at + i] == _NULL[i]
+        same_false &= data[at + i] == _FALSE[i]
+    if same_true or same_null:
         return at + 4
-    if a == 102 and b == 97 and c == 108 and d == 115 and at + 5 <= len(data) and data[at + 4] == 101:
-        return at + 5
-    return NOT_UNDERSTOOD
+    return at + 5 if same_false and at + 4 < len(data) and data[at + 4] == _FALSE[4] else NOT_UNDERSTOOD
 
 
 @njit(cache=True, nogil=True)
@@ -228,12 +224,12 @@ def skip_value(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - c
         if at >= len(data):
             return NOT_UNDERSTOOD
         c = data[at]
-        if c == 34:
+        if c == QUOTE:
             at = skip_string(data, at)
         elif c == 45 or 48 <= c <= 57:
             at = skip_number(data, at)
-        elif c == 91 or c == 123:
-            behind = _skip_numbers(data, at) if c == 91 else NOT_UNDERSTOOD
+        elif c in (OPEN_ARRAY, OPEN_OBJECT):
+            behind = _skip_numbers(data, at) if c == OPEN_ARRAY else NOT_UNDERSTOOD
             at = skip_space(data, at + 1)
             if at >= len(data) or depth == _DEEPEST:
                 return NOT_UNDERSTOOD
@@ -244,7 +240,7 @@ def skip_value(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - c
             else:
                 depth += 1
                 in_object <<= one
-                if c == 123:
+                if c == OPEN_OBJECT:
                     in_object |= one
                     at = skip_key(data, at)
                     if at < 0:
@@ -263,13 +259,13 @@ def skip_value(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - c
                 return NOT_UNDERSTOOD
             c = data[at]
             at += 1
-            if c == 44:
+            if c == COMMA:
                 if in_object & one:
                     at = skip_key(data, at)
                     if at < 0:
                         return NOT_UNDERSTOOD
                 break
-            if c != (125 if in_object & one else 93):
+            if c != (CLOSE_OBJECT if in_object & one else CLOSE_ARRAY):
                 return NOT_UNDERSTOOD
             depth -= 1
             in_object >>= one
@@ -279,11 +275,11 @@ def skip_value(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - c
 def guess_element(data: NDArray[np.uint8], at: int) -> int:  # pragma: no cover - compiled
     """Where, from `at` on, an object seems to begin that follows another one; the length if nowhere."""
     while at < len(data):
-        if data[at] == 125:
+        if data[at] == CLOSE_OBJECT:
             follower = skip_space(data, at + 1)
-            if follower < len(data) and data[follower] == 44:
+            if follower < len(data) and data[follower] == COMMA:
                 follower = skip_space(data, follower + 1)
-                if follower < len(data) and data[follower] == 123:
+                if follower < len(data) and data[follower] == OPEN_OBJECT:
                     return follower
         at += 1
     return len(data)

@@ -99,7 +99,7 @@ def matches(
         from everymask.ops.boxes import box_iou
 
         near = box_iou(truth.boxes(), prediction.boxes(), pairwise=True) > threshold
-        return near.any(axis=1), near.any(axis=0)
+        return np.any(near, axis=1), np.any(near, axis=0)
     from everymask.ops.labels import label_overlap
 
     maps = [each.label_map("last") for each in (truth, prediction)]

@@ -118,11 +118,32 @@ def check_fit(
         )
     if method.classes != len(categories):
         raise InputError(f"the method has {method.classes} classes, but there are {len(categories)} categories")
+    if val_data is not None:
+        check_same_classes(val_data, categories)
     if not method.tasks & train_data.tasks:
         raise InputError(
             f"{train_data.root}: the annotation can train {_listed(train_data.tasks)}, but {method_name(method)} "
             f"needs {_listed(method.tasks)}; `everymask methods` lists what suits your data"
         )
+
+
+def check_same_classes(val_data: Dataset, categories: Categories) -> None:
+    """Checks that the classes of the validation data are called as in the training data.
+
+    The one class of data that have no more may be called otherwise, and classes that the validation data lack do no harm.
+
+    Raises:
+        InputError: An id means another class.
+    """
+    if len(val_data.categories) == len(categories) == 1:
+        return
+    known = {each.id: each.name for each in categories}
+    for each in val_data.categories:
+        if known.get(each.id, each.name) != each.name:
+            raise InputError(
+                f"{val_data.root}: class {each.id} of the validation data is {each.name!r}, but that of the training "
+                f"data is {known[each.id]!r}; give both the same list of classes, in the same order"
+            )
 
 
 def _listed(tasks: Any) -> str:

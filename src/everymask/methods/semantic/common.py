@@ -15,6 +15,7 @@ from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.losses.expression import PixelLoss
 from everymask.methods.base import Method
+from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -23,8 +24,8 @@ from everymask.types.geometry import VOID
 class SemanticMethod(Method):
     """A class for every pixel: logits ``classes`` (B, K [+ 1], H, W), background first where it is a class.
 
-    A subclass makes its network in `__init__`, calls `prepare`, and gives `forward`. In training it may give logits of an
-    auxiliary head as ``auxiliary``, whose loss counts `auxiliary_weight`.
+    A subclass makes its network in `__init__`, calls `prepare`, and gives `forward`. In training it may give logits of
+    an auxiliary head as ``auxiliary``, whose loss counts `auxiliary_weight`.
 
     Attributes:
         background: Whether pixels of no segment are a class of their own.
@@ -81,10 +82,7 @@ class SemanticMethod(Method):
         backbone = getattr(self, "backbone", None)
         if not isinstance(backbone, Backbone):
             return self.preprocessing(self.channels)
-        mean, std = backbone.mean, backbone.std
-        if len(mean) != self.channels:  # other channels than colours are treated like the mean colour
-            mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-        return Preprocessing(channels=self.channels, normalise="scale", mean=mean, std=std)
+        return backbone_preprocessing(backbone, self.channels)
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """``classes`` (H, W) int64: the class of each pixel, -1 void."""
@@ -93,7 +91,7 @@ class SemanticMethod(Method):
         return {"classes": torch.from_numpy(table[ids + 1].astype(np.int64))}
 
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The terms of the loss, and those of the auxiliary head, whose logits are first brought to the targets' size."""
+        """The terms of the loss, and those of the auxiliary head, whose logits are brought to the targets' size."""
         classes, weight = targets["classes"], targets.get("weight")
         terms = self.criterion(outputs["classes"], classes, pixel_weight=weight)
         if "auxiliary" in outputs:
@@ -102,7 +100,7 @@ class SemanticMethod(Method):
         return terms
 
     def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
-        """The most probable class of each pixel; one segment for each class that occurs, scored by its mean probability."""
+        """The most probable class of each pixel; a segment for each that occurs, scored by its mean probability."""
         found = []
         for logits, (height, width) in zip(outputs["classes"], sizes, strict=True):
             logits = logits[:, :height, :width].float()
@@ -126,8 +124,8 @@ def resized(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> T
     Args:
         maps: Features or logits.
         size: Wanted.
-        align_corners: Whether the centres of the corner pixels stay in place, instead of the outer edges. Then the place
-            of a pixel depends on the size of the map, and tiles do not join as exactly.
+        align_corners: Whether the centres of the corner pixels stay in place, instead of the outer edges. Then the
+            place of a pixel depends on the size of the map, and tiles do not join as exactly.
     """
     return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=align_corners)
 

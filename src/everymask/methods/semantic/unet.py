@@ -16,9 +16,9 @@ from everymask.backbones.pyramid import Backbone
 from everymask.errors import InputError
 from everymask.layers.unet import Norm, UNet, Upsampling, initialise
 from everymask.layers.unet_decoder import UNetDecoder
+from everymask.methods.foreign import from_smp
 from everymask.methods.recipe import Recipe
 from everymask.methods.semantic.common import SemanticMethod, resized
-from everymask.methods.semantic.foreign import from_smp
 from everymask.types import Segments
 
 
@@ -83,8 +83,9 @@ class UNetSegmentation(SemanticMethod):
         if not hasattr(self, "backbone"):
             return {"classes": self.head(self.body(images))}
         logits = self.head(self.decoder(self.backbone(images)))
-        # Patches of transformers are not always powers of two.
-        return {"classes": logits if self.stride == 32 else resized(logits, images.shape[-2:])}
+        # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
+        exact = self.backbone.reductions[-1] == 2 ** len(self.decoder.levels)
+        return {"classes": logits if exact else resized(logits, images.shape[-2:])}
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """Class of each pixel (-1 void) and its weight (eq. 2)."""
@@ -99,9 +100,11 @@ class UNetSegmentation(SemanticMethod):
 
     def foreign(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the ``Unet`` of `segmentation_models_pytorch` under the names of this method."""
-        renamed = from_smp(self, state)
+        renamed = from_smp(state, self.head.out_channels)
         block = re.compile(r"decoder\.blocks\.(\d+)\.conv([12])\.")
-        return {block.sub(lambda m: f"decoder.levels.{m[1]}.{int(m[2]) - 1}.", name): each for name, each in renamed.items()}
+        return {
+            block.sub(lambda m: f"decoder.levels.{m[1]}.{int(m[2]) - 1}.", name): each for name, each in renamed.items()
+        }
 
 
 def _pyramid(name: str, channels: int) -> Backbone:
