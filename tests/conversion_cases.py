@@ -136,11 +136,15 @@ def dataset(
 # -- what formats change beyond `Feature` ------------------------------------------------------------------------------
 
 NAMES = "names of samples"
+IDS_OF_OBJECTS = "ids of objects, which are counted anew where two are the same"
+IDENTITY = ("height", "width")
 ORDER = "order of samples"
 CLASSES = "names of classes"
 ORDER_OF_CLASSES = "order of classes"
 FIXED_CLASSES = "which classes there are"
 ORDER_OF_OBJECTS = "order of objects"
+LAST_BIT = "the last bit of points, which pixels may hang on"
+EDGES = "pixels at the edges of polygons, which are drawn by another rule"
 EMPTY = "objects without pixels"
 BACKGROUND = "the difference between void and background"
 HOLE_POINTS = "the points of polygons beside an object with holes"
@@ -148,23 +152,27 @@ PART_POINTS = "the points of polygons beside an object of several parts"
 UNSAID: dict[str, frozenset[str]] = {
     "image_folder": frozenset({ORDER, ORDER_OF_CLASSES}),
     "ade20k": frozenset({ORDER, BACKGROUND, EMPTY}),
-    # These number their frames.
-    "cityscapes": frozenset({NAMES, ORDER, BACKGROUND, EMPTY, FIXED_CLASSES, ORDER_OF_OBJECTS}),
+    # These number their frames; only groups of things are crowds in Cityscapes.
+    "cityscapes": frozenset({NAMES, ORDER, BACKGROUND, EMPTY, FIXED_CLASSES, ORDER_OF_OBJECTS, EDGES, Feature.CROWDS}),
     "ctc": frozenset({NAMES, CLASSES, EMPTY}),
     "coco_panoptic": frozenset({BACKGROUND}),
     # Files are in the natural order of their names.
     "segmentation_mask": frozenset({ORDER, EMPTY}),
     "voc": frozenset({ORDER}),
-    "yolo": frozenset({ORDER}),
+    "yolo": frozenset({ORDER, LAST_BIT}),
     "label_images": frozenset({ORDER}),
     "coco_stuff": frozenset({ORDER, BACKGROUND, FIXED_CLASSES, ORDER_OF_OBJECTS, EMPTY}),
     # Masks and polygons of one image become masks when they are read.
-    "coco": frozenset({HOLE_POINTS}),
+    "coco": frozenset({HOLE_POINTS, IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
     "labelme": frozenset({ORDER, HOLE_POINTS}),
     "cvat": frozenset({HOLE_POINTS, PART_POINTS}),
 }
 """Format -> what else it changes, which its `write` tells."""
-PENDING: dict[tuple[str, str], str] = {}
+PENDING: dict[tuple[str, str], str] = {
+    ("coco_stuff", "*"): "images that are not annotated, and parts, are not read again",
+    ("coco_panoptic", "*"): "its PNG are taken for the images",
+    ("label_images", "*"): "images that are not annotated are an error",
+}
 """Format and kind of data set -> why the pair is left out."""
 
 
@@ -178,8 +186,9 @@ def differences(source: Dataset, result: Dataset, lost: set[str]) -> Iterator[st
     if len(source) != len(result):
         yield f"images: {len(source)} -> {len(result)}"
         return
-    pairs = list(zip(source, result, strict=True))
-    if NAMES not in lost:
+    if NAMES in lost:
+        pairs = [(one, next(each for each in result if np.array_equal(each.image, one.image))) for one in source]
+    else:
         found = {each.name: each for each in result}
         names = [_new_name(each, source.categories, result.format, found) for each in source]
         if set(names) != set(found):
@@ -232,6 +241,8 @@ def _of_samples(one: Sample, other: Sample, before: Categories, after: Categorie
         yield f"image: {one.image.dtype} {one.image.shape} -> {other.image.dtype} {other.image.shape}"
     if Feature.EXTRA not in lost:
         for key, value in one.extra.items():
+            if key == "image_id" or (key in IDENTITY and f"extra {key}" in lost):
+                continue  # counted anew
             if key not in other.extra or other.extra[key] != value or type(other.extra[key]) is not type(value):
                 yield f"extra {key}: {value!r} -> {other.extra.get(key)!r}"
     mine, theirs = one.segments, other.segments
@@ -244,9 +255,7 @@ def _of_samples(one: Sample, other: Sample, before: Categories, after: Categorie
     yield from of_segments(mine, theirs, before, after, lost)
 
 
-def of_segments(
-    one: Segments, other: Segments, before: Categories, after: Categories, lost: set[str]
-) -> Iterator[str]:
+def of_segments(one: Segments, other: Segments, before: Categories, after: Categories, lost: set[str]) -> Iterator[str]:
     """What segments have lost although it is not among `lost`."""
     if one.size != other.size:
         yield f"size: {one.size} -> {other.size}"
@@ -254,6 +263,10 @@ def of_segments(
     if one.geometry is not None and other.geometry is not None and Feature.OBJECTS not in lost:
         if EMPTY in lost or Feature.OVERLAP in lost:
             one, other = _with_pixels(one, other, before, after, lost)
+    if EDGES in lost and isinstance(one.geometry, Polygons):
+        return
+    if ORDER_OF_OBJECTS in lost and Feature.OVERLAP in lost:
+        one = Segments(one.size, one.category, LabelMap(one.label_map("last")), attributes=one.attributes)
     if ORDER_OF_OBJECTS in lost and len(one) == len(other):
         one, other = _in_order(one), _in_order(other)
     names, others = ([categories.by_id(int(each)).name for each in segments.category]
@@ -304,15 +317,21 @@ def _with_pixels(
 
 def _in_order(segments: Segments) -> Segments:
     """In the order of their first pixels."""
+    if not len(segments):
+        return segments
     masks = segments.masks().reshape(len(segments), -1)
-    return segments[np.argsort(masks.argmax(axis=1), kind="stable")] if len(segments) else segments
+    return segments[np.argsort(masks.argmax(axis=1), kind="stable")]
 
 
 def _of_attributes(one: Segments, other: Segments, lost: set[str]) -> Iterator[str]:
     if not len(one):
         return
     for name, column in one.attributes.items():
-        if f"the attribute {name!r}" in lost or all(each is None for each in column.tolist()):
+        if (
+            f"the attribute {name!r}" in lost
+            or (name == "id" and IDS_OF_OBJECTS in lost)
+            or all(each is None for each in column.tolist())
+        ):
             continue
         # CVAT's own columns go first; see `everymask.formats.cvat_write`.
         found_as = name if name in other.attributes else f"attribute:{name}"
@@ -342,7 +361,8 @@ def _of_boxes(one: Segments, other: Segments, lost: set[str]) -> Iterator[str]:
     tolerance = 1e-8 if one.given_boxes is None or one.geometry is None else 0.5
     if np.abs(wanted - found).max() > tolerance:
         tight = None if one.geometry is None else Segments(one.size, one.category, one.rles()).boxes()
-        if tight is None or Feature.POINTS not in lost or not np.array_equal(tight, found):
+        drawn = not lost.isdisjoint({Feature.POINTS, HOLE_POINTS, PART_POINTS})
+        if tight is None or not drawn or not np.array_equal(tight, found):
             yield f"boxes: {wanted.tolist()} -> {found.tolist()}"
 
 
@@ -360,6 +380,8 @@ def _of_geometry(one: Segments, other: Segments, lost: set[str]) -> Iterator[str
         return
     if isinstance(one.geometry, Polygons) and Feature.POINTS not in lost:
         yield from _of_points(one.geometry, other.geometry, lost)
+        if LAST_BIT in lost:
+            return
     if not lost.isdisjoint({Feature.HOLES, Feature.PARTS}):
         return
     if Feature.OVERLAP in lost:

@@ -80,8 +80,18 @@ def test_maps_have_the_promised_sizes(
     assert backbone.reductions == reductions
     height, width = 4 * stride, 6 * stride
     maps = features_of(backbone, torch.rand(1, 3, height, width))
-    expected = [(1, channels, height / each, width / each) for channels, each in zip(backbone.widths, reductions)]
+    expected = [
+        (1, channels, height / each, width / each) for channels, each in zip(backbone.widths, reductions, strict=True)
+    ]
     assert [tuple(each.shape) for each in maps] == expected
+
+
+def test_channels_of_the_encoder_of_sam() -> None:
+    with torch.device("meta"):
+        backbone = Backbone("samvit_base_patch16", 3, (8, 16))
+        shapes = [tuple(each.shape) for each in features_of(backbone, torch.rand(1, 3, 1024, 1024))]
+    assert backbone.widths == (128, 256)
+    assert shapes == [(1, 128, 128, 128), (1, 256, 64, 64)]
 
 
 def test_stages_that_no_stride_needs_are_left_out() -> None:

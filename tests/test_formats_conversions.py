@@ -44,7 +44,11 @@ from everymask.types import Categories, Category, Dataset, Masks, Polygon, Polyg
 
 READABLE = [name for name in FORMATS if can_read(name)]
 INSTANCES = frozenset({Task.DETECTION, Task.INSTANCE})
-FIXED = {"cityscapes": cityscapes_categories("ids", drawn=True), "coco_stuff": stuff_categories(), "ctc": Categories(["cell"])}
+FIXED = {
+    "cityscapes": cityscapes_categories("ids", drawn=True),
+    "coco_stuff": stuff_categories(),
+    "ctc": Categories(["cell"]),
+}
 """Formats whose classes are what they are."""
 
 Make = Callable[[np.random.Generator, np.ndarray], Segments]
@@ -154,7 +158,7 @@ def test_what_is_not_said_to_be_lost_is_there_again(kind: str, format: str, tmp_
         source = make(kind, format, seed)
         said = {each.what for each in find_losses(source, describe(format))}
         if said & NOT_EVEN_LOSSY or (format == "image_folder" and kind != "tags"):
-            with pytest.raises(InputError, match="^im0"):
+            with pytest.raises(InputError, match="^im[0-3][ :]"):
                 write_dataset(source, tmp_path / "set", format)
             assert not (tmp_path / "set").exists()
             return
@@ -219,7 +223,9 @@ def test_names(what: str, format: str, tmp_path: Path) -> None:
 def test_parts(prefixed: bool, format: str, tmp_path: Path) -> None:
     skip_pending(format, "parts")
     parts = ["train", "val", "train", "val"]
-    names = [f"{part}/{name}" if prefixed else name for part, name in zip(parts, "aabc" if prefixed else "abcd", strict=True)]
+    names = [
+        f"{part}/{name}" if prefixed else name for part, name in zip(parts, "aabc" if prefixed else "abcd", strict=True)
+    ]
     source = simple_set(format, names, extras=[{"split": part} for part in parts])
     assert convert(source, format, tmp_path / "set") == []
 
@@ -270,8 +276,8 @@ def test_class_names_that_would_mean_something_else(format: str, name: str, tmp_
 EXTRAS: list[dict[str, Any]] = [
     {},
     {"text": "x \"<&>' ä", "nothing": None, "share": 0.1, "flag": True, "list": [1, "2", []], "": ""},
-    {"nested": {"k": {"z": [None]}}, "license": 3, "a b": "c d", "line\nbreak": "a\nb", "k.k": 1},
-    {"name": "x", "id": "9", "filename": "f", "folder": "g", "source": {"database": "d"}, "object": [], "imsize": 3},
+    {"nested": {"k": {"z": [None]}}, "license": 3, "a b": "c d", "zeile": "a\nb", "k.k": 1, "été": "é"},
+    {"name": "x", "filename": "f", "folder": "g", "source": {"database": "d"}, "object": [], "imsize": 3},
     {"segmented": "q", "annotations": 4, "kind": "k", "category": 1, "subset": "s", "extra": [1], "version": "1"},
 ]
 
@@ -298,7 +304,9 @@ def test_attributes_that_are_called_like_a_formats_own(format: str, values: list
         given = {name: column for name, column in given.items() if name != "shape_type"}
     if format == "ade20k":
         given = {name: column for name, column in given.items() if name not in {"polygon", "id"}}
-    source = dataset([Segments(SIZE, segments.category, segments.geometry, attributes=given)], PLAIN, tasks, names=["a"])
+    source = dataset(
+        [Segments(SIZE, segments.category, segments.geometry, attributes=given)], PLAIN, tasks, names=["a"]
+    )
     assert convert(source, format, tmp_path / "set") == []
 
 

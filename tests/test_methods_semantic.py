@@ -134,6 +134,19 @@ def test_the_auxiliary_head_counts_two_fifths_and_in_training_only() -> None:
     assert set(method.eval()(images)) == {"classes"}
 
 
+def test_class_weights_are_those_of_torch() -> None:
+    method = small("unet", background=False, class_weights=(0.5, 2.0, 1.0))
+    images, targets = batch(method)
+    with torch.no_grad():
+        outputs = method(images)
+        found = method.loss(outputs, targets)["cross_entropy"]
+        expected = functional.cross_entropy(outputs["classes"], targets["classes"], torch.tensor([0.5, 2.0, 1.0]))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    assert "class_weights" not in method.state_dict()
+    with pytest.raises(InputError, match=r"class_weights must be 4 numbers.*the background and"):
+        small("unet", class_weights=(1.0, 2.0, 1.0))
+
+
 @pytest.mark.parametrize("name", ["unet", "deeplabv3", "pspnet"])
 def test_a_batch_of_void_teaches_nothing(name: str) -> None:
     method = small(name)

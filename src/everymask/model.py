@@ -95,8 +95,24 @@ class Model:
 
         backbone = getattr(self.method, "backbone", None)
         if not isinstance(backbone, Backbone):
-            raise InputError("this method has no backbone to fill with weights; choose one by --backbone, if it takes any")
+            raise InputError(
+                "this method has no backbone to fill with weights; choose one by --backbone, if it takes any"
+            )
         load_backbone(backbone, source)
+
+    def load_foreign(self, source: str | Path, *, new_logits: bool = False) -> None:
+        """Fills the whole network with weights of this or of another program, before training.
+
+        Args:
+            source: A file (.safetensors, .pth); the method's options must be those of the network that it is from.
+            new_logits: Leave out the layers that give the classes.
+
+        Raises:
+            InputError: The weights cannot be read or do not fit.
+        """
+        from everymask.methods.foreign import load_foreign
+
+        load_foreign(self.method, Path(source), new_logits=new_logits)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file that `load` needs nothing else for."""

@@ -69,7 +69,8 @@ class Backbone(nn.Module):
         if self._norm:
             (patch,) = deepest
             nominal = 2 ** round(math.log2(patch))
-            width = int(self.body.feature_info[-1]["num_chs"])
+            # The end of SAM's encoder changes the channels, too.
+            width = int(self.body.feature_info[-1].get("num_chs_norm", self.body.feature_info[-1]["num_chs"]))
             self.pyramid = nn.ModuleList(_rescaled(width, nominal / stride) for stride in strides)
             self.widths = tuple(max(1, width * min(stride, nominal) // nominal) for stride in strides)
             exact = [stride * patch / nominal for stride in strides]

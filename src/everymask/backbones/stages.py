@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -48,9 +48,11 @@ def freeze_stages(backbone: Backbone, stages: int) -> None:
             blocks of a plain transformer are stages each.
 
     Raises:
-        InputError: There are not so many.
+        InputError: There are not so many, or timm does not tell where the stages of the network are.
     """
     parts = parts_of(backbone)
+    if stages and len(parts) == 1:
+        raise InputError(f"the backbone {backbone.name!r} has no stages that timm names, so none can be frozen")
     if not 0 <= stages <= len(parts):
         raise InputError(
             f"the backbone {backbone.name!r} has a stem and {len(parts) - 1} stages, so 0 to {len(parts)} parts can be "
@@ -77,7 +79,7 @@ def layer_depths(backbone: Backbone) -> dict[str, int]:
 
     if hasattr(backbone.body, "group_matcher"):
         matcher = backbone.body.group_matcher(coarse=False)
-        found: dict[str, int] = group_parameters(backbone.body, matcher, reverse=True)
+        found = cast("dict[str, int]", group_parameters(backbone.body, matcher, reverse=True))
     else:
         depth_of = {
             parameter: depth

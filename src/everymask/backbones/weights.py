@@ -62,7 +62,8 @@ def load_backbone(backbone: Backbone, source: str | Path) -> None:
         WeightsError: They do not fit; missing and unexpected tensors are listed.
     """
     with torch.device("meta"):
-        whole, _ = create(backbone.name, backbone.body.in_chans)
+        # Some networks of timm are made without a classifier, which files of others have nevertheless.
+        whole, _ = create(backbone.name, backbone.body.in_chans, num_classes=1000)
     state = _published(backbone.name) if str(source) == "pretrained" else read_state(Path(source))
     _load(backbone.body, whole, state, f"{source} does not fit {backbone.name}")
 

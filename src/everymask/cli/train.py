@@ -63,6 +63,8 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
         config: Annotated[Path | None, Parameter(group=RUN)] = None,
         resume: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         channels: Annotated[int, Parameter(group=RUN)] = 3,
+        weights: Annotated[Path | None, Parameter(group=RUN)] = None,
+        new_logits: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         backbone_weights: Annotated[str | None, Parameter(group=RUN)] = None,
         data_licence: Annotated[str | None, Parameter(group=RUN)] = None,
         recipe: Any = None,
@@ -83,6 +85,9 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             config: TOML file with any of these options by name; the command line overrules it.
             resume: Continue the run in the output folder from its last checkpoint.
             channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
+            weights: File with the weights of the whole network to start from, of this program, torchvision, timm or
+                segmentation_models_pytorch, made with the same options.
+            new_logits: Leave out the layers of --weights that give the classes, which are other ones there.
             backbone_weights: For methods with a backbone: a file of weights for it (.safetensors, .pth), or pretrained
                 for those that timm publishes (downloaded once). Without it training starts from random weights.
             data_licence: Licence of the training images, kept in the model file beside data, command and recipe.
@@ -95,6 +100,8 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             format=format,
             resume=resume,
             channels=channels,
+            weights=weights,
+            new_logits=new_logits,
             backbone_weights=backbone_weights,
             recipe=None if recipe is None else Recipe(**asdict(recipe)),
             options={} if architecture is None else asdict(architecture),
@@ -134,6 +141,8 @@ def _train(
     format: str | None,
     resume: bool,
     channels: int,
+    weights: Path | None,
+    new_logits: bool,
     backbone_weights: str | None,
     recipe: Recipe | None,
     options: dict[str, Any],
@@ -142,6 +151,7 @@ def _train(
     common: Common,
 ) -> None:
     from everymask.cli.output import Output
+    from everymask.errors import InputError
     from everymask.formats import open_dataset
     from everymask.model import Model, hold_out
 
@@ -167,11 +177,17 @@ def _train(
 
         torch.manual_seed(recipe.seed)  # the first weights belong to what the seed decides
     model = Model(method, training.categories, channels=channels, **options)
+    if weights is not None and backbone_weights is not None:
+        raise InputError(
+            "--weights are those of the whole network, --backbone-weights of a part of it; give one of both"
+        )
+    if weights is not None:
+        model.load_foreign(weights, new_logits=new_logits)
     if backbone_weights is not None:
         model.load_backbone(backbone_weights)
     provenance = {"data": str(data), "validation": "held out" if val is None else str(val), "command": command}
-    if backbone_weights is not None:
-        provenance["backbone weights"] = backbone_weights
+    given = {"weights": weights, "backbone weights": backbone_weights}
+    provenance |= {name: str(value) for name, value in given.items() if value is not None}
     if data_licence is not None:
         provenance["data licence"] = data_licence
     try:

@@ -208,8 +208,8 @@ def _unrecognised(path: Path) -> InputError:
 
         check_keys(path)
     return InputError(
-        f"cannot tell what {path} is; expected a data set as {', '.join(FORMATS)} (`everymask formats --json` says what "
-        "each looks like); check the path, or say --format"
+        f"cannot tell what {path} is; expected a data set as {', '.join(FORMATS)} (`everymask formats --json` says "
+        "what each looks like); check the path, or say --format"
     )
 
 

@@ -61,6 +61,11 @@ def write(
     taken: set[str] = set()
     for sample in dataset:
         split, city, core = _place(sample, taken)
+        if sample.segments is not None and len(sample.segments.size) != 2:
+            raise InputError(
+                f"{sample.name} is a volume of {by(sample.segments.size)}, which Cityscapes cannot hold; write "
+                "label_images instead"
+            )
         if images:
             _write_image(sample, target / IMAGE / split / city / f"{core}_{IMAGE}.png", link=link_images)
         segments = sample.segments
@@ -146,10 +151,6 @@ def instance_ids(segments: Segments, labels: dict[int, Label], overlap: Overlap)
     Raises:
         InputError: Segments overlap, are boxes only, or there are too many.
     """
-    if len(segments.size) != 2:
-        raise InputError(
-            f"is a volume of {by(segments.size)}, which Cityscapes cannot hold; write label_images instead"
-        )
     if segments.geometry is None and len(segments):
         raise InputError("has boxes or tags only, which label images cannot hold; write coco instead")
     values = _values(segments, [labels[each] for each in segments.category.tolist()])

@@ -116,6 +116,9 @@ def read(
         entries = [each for each in content.entries if (each.subset or "default") == subset]
         places = [Path(images)] if images is not None else candidates(source, [subset])
         names = [each.name for each in entries]
+        if len(set(names)) < len(names):
+            double = next(name for name, count in Counter(names).items() if count > 1)
+            raise InputError(f"{source}: image {double} is there twice; remove one of them")
         folder = image_folder(source, names, places, missing=missing_images)
         if missing_images == "skip":
             absent = set(absent_images(folder, names))
@@ -166,6 +169,13 @@ def scan(path: Path) -> Content:
     Raises:
         InputError: It is malformed, holds entities or a document type, is of CVAT for video, or names a file outside.
     """
+    try:
+        return _scanned(path)
+    except RecursionError as error:
+        raise InputError(f"{path}: its elements lie too deep in each other; export it again") from error
+
+
+def _scanned(path: Path) -> Content:
     content = Content()
     for depth, element in _elements(path):
         if element.tag == "track":
@@ -207,11 +217,13 @@ def _elements(path: Path) -> Iterator[tuple[int, Element]]:
                 else:
                     yield depth, element
                     depth -= 1
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except DefusedXmlException as error:
         raise InputError(f"{path} has a document type or entities, which may attack a reader; remove them") from error
-    except (ParseError, UnicodeDecodeError, LookupError) as error:
+    except (ParseError, ValueError, LookupError) as error:  # besides syntax: encodings that are none, or do not fit
         raise InputError(f"{path} is no valid XML ({error}); export or copy the file again") from error
 
 

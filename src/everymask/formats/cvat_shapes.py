@@ -24,7 +24,7 @@ from xml.etree.ElementTree import (
 import numpy as np
 
 from everymask.errors import InputError
-from everymask.formats.drawn_shapes import cropped, ellipse, placed_runs, rectangle
+from everymask.formats.drawn_shapes import FARTHEST, check_points, cropped, ellipse, placed_runs, rectangle
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,7 +140,7 @@ def points(element: Element) -> NDArray[np.float64]:
         found = np.zeros(0)
     if found.ndim != 2 or found.shape[-1] != 2 or not np.isfinite(found).all():
         raise InputError(f"its points are {_short(text)}; expected 'x,y;x,y;x,y' in pixels")
-    return found
+    return check_points(found)
 
 
 def _box(element: Element) -> tuple[float, float, float, float]:
@@ -180,7 +180,7 @@ def _number(element: Element, key: str, default: float | None = None) -> float:
         number = float(text or "")
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not math.isfinite(number) or abs(number) > FARTHEST:
         raise InputError(f"its {key} is {_short(text)}; expected a number")
     return number
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+FARTHEST = 1e8
+"""Pixels from the origin that a point may lie: more than any image has, and few enough to compute with."""
 SAGITTA = 0.05
 """Pixels that a chord of the polygon of an ellipse may lie inside the ellipse: far below what a pixel resolves."""
 
@@ -44,12 +46,28 @@ def ellipse(centre: tuple[float, float], radii: tuple[float, float], rotation: f
         centre: x, y.
         radii: Half axes along x and y before it is turned, above zero.
         rotation: Degrees by which it is turned clockwise on the screen.
+
+    Raises:
+        InputError: It is larger than any image.
     """
+    if max(*radii, *map(abs, centre)) > FARTHEST:
+        raise InputError(f"its centre {centre} or its radii {radii} lie far outside of any image")
     # A chord of a circle of radius r that spans the angle 2 pi / K lies r (1 - cos(pi / K)) inside it.
     number = max(12, math.ceil(math.pi / math.acos(max(0.0, 1 - SAGITTA / max(radii)))))
     angles = np.arange(number) * (2 * math.pi / number)
     points = np.stack([centre[0] + radii[0] * np.cos(angles), centre[1] + radii[1] * np.sin(angles)], axis=1)
     return turned(points, centre, rotation) if rotation % 360 else points
+
+
+def check_points(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points of a polygon, if one can compute with them.
+
+    Raises:
+        InputError: One is not finite, or lies beyond `FARTHEST`.
+    """
+    if not np.isfinite(points).all() or (np.abs(points) > FARTHEST).any():
+        raise InputError(f"its points are not all finite numbers up to {FARTHEST:g}")
+    return points
 
 
 def turned(points: NDArray[np.float64], centre: tuple[float, float], degrees: float) -> NDArray[np.float64]:

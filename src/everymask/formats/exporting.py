@@ -13,6 +13,11 @@ from everymask.formats.listing import IMAGE_SUFFIXES
 from everymask.types import Sample
 
 
+LONGEST = 255
+"""Bytes of the name of a file."""
+_SHORT = LONGEST // 4  # characters that are short enough in any alphabet
+
+
 def check_relative(name: str, source: str) -> str:
     """Makes sure that a path from a file stays below the folder it is relative to.
 
@@ -21,13 +26,18 @@ def check_relative(name: str, source: str) -> str:
         source: Where it is from, for the message.
 
     Raises:
-        InputError: It is empty, absolute, or leads out of the folder by ``..``; or it has backslashes or a null.
+        InputError: It is empty, absolute, or leads out of the folder by ``..``; or it has backslashes or a null, or is
+            longer than file systems allow.
     """
     # Plain string tests, since there may be a hundred thousand names; name[1:2] is the colon of a Windows drive.
     if not name or ".." in name.split("/") or name[0] == "/" or name[1:2] == ":" or "\\" in name or "\0" in name:
         raise InputError(
             f"{source}: {name!r} is no path below the data set; expected a relative path with forward slashes and "
             "without '..'"
+        )
+    if len(name) > _SHORT and any(len(part.encode("utf-8", "surrogatepass")) > LONGEST for part in name.split("/")):
+        raise InputError(
+            f"{source}: '{name[:40]}...' has a part of over {LONGEST} bytes, which no file is called; shorten it"
         )
     return name
 

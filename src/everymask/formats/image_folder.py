@@ -89,21 +89,25 @@ def _are_parts(path: Path) -> bool:
     if not names or any(name.lower() not in _PARTS for name in names):
         return False
     # A small part may well have images of a single class.
-    return any(_is_class_level(path / name) for name in names) and all(
-        _is_class_level(path / name, fewest=1) for name in names
-    )
+    found = [_classes_with_images(path / name) for name in names]
+    return all(found) and len(set[str]().union(*(each or () for each in found))) >= 2
 
 
-def _is_class_level(path: Path, fewest: int = 2) -> bool:
-    """Whether the folders right below are classes, at least so many of them with images."""
+def _is_class_level(path: Path) -> bool:
+    """Whether the folders right below are classes."""
+    return len(_classes_with_images(path) or ()) >= 2
+
+
+def _classes_with_images(path: Path) -> list[str] | None:
+    """The folders right below that hold images; None if any holds something else or is called like something else."""
     names = _folders(path)
-    if len(names) < fewest or any(_is_reserved(name) for name in names):
-        return False
+    if any(_is_reserved(name) for name in names):
+        return None
     with os.scandir(path) as entries:
         if any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in islice(entries, _LOOK + len(names))):
-            return False  # a picture beside the folders: they are about it, or it is about them
-    kinds = [_content(path / name) for name in names]
-    return None not in kinds and sum(bool(each) for each in kinds) >= fewest
+            return None  # a picture beside the folders: they are about it, or it is about them
+    kinds = {name: _content(path / name) for name in names}
+    return None if None in kinds.values() else [name for name, kind in kinds.items() if kind]
 
 
 def _is_reserved(name: str) -> bool:

@@ -20,7 +20,7 @@ from everymask.formats.class_names import read_names
 from everymask.formats.columns import attribute_column
 from everymask.formats.drawn_shapes import joined
 from everymask.formats.images import image_size, read_image
-from everymask.formats.labelme_shapes import IGNORED, JsonShape, as_written, is_object, outline, same_shapes
+from everymask.formats.labelme_shapes import FURTHER, IGNORED, JsonShape, as_written, is_object, outline, same_shapes
 from everymask.formats.listing import IMAGE_SUFFIXES, list_images, natural_key
 from everymask.formats.places import candidates, check_missing
 from everymask.types import Categories, Dataset, Polygon, Polygons, Sample, Segments, Task
@@ -246,8 +246,10 @@ class _Reader:
         """Further keys of a JSON, and the shapes that are no objects, with their places."""
         fields = _decode(path, _FIELDS)
         extra = {key: msgspec.json.decode(raw) for key, raw in fields.items() if key not in _IMAGE_KEYS}
+        further = extra.pop(FURTHER, None)
         if extra.get("flags") in ({}, None):
             extra.pop("flags", None)
+        extra |= further if isinstance(further, dict) else {}
         aside = [
             [i, shape]
             for i, shape in enumerate(_decode(path, _SHAPES).shapes)

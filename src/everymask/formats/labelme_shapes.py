@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from everymask.errors import InputError
-from everymask.formats.drawn_shapes import cropped, ellipse, placed_runs, rectangle
+from everymask.formats.drawn_shapes import check_points, cropped, ellipse, placed_runs, rectangle
 from everymask.types import Polygon, Polygons, Segments
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ IGNORED = frozenset({"_background_", "__ignore__"})
 """Labels that labelme's own programs do not count among the classes."""
 RESERVED = frozenset({"group_id", "flags", "description", "shape_type", "labelme"})
 """Columns that are no entries of ``attributes``."""
+
+
+FURTHER = "everymask"
+"""Key of a file that holds what is called like one of labelme's own keys, but is something else."""
 
 
 class JsonShape(msgspec.Struct):
@@ -81,8 +85,7 @@ def outline(shapes: Sequence[JsonShape], size: tuple[int, int]) -> tuple[Polygon
 
 def _ring(shape: JsonShape) -> NDArray[np.float64]:
     points = np.array(shape.points, np.float64).reshape(-1, 2)
-    if not np.isfinite(points).all():
-        raise InputError("its points are not all finite numbers")
+    check_points(points)
     needed = 3 if shape.kind == "polygon" else 2
     if len(points) < needed or (shape.kind != "polygon" and len(points) not in {2, 4}):
         raise InputError(f"it has {len(points)} points; a {shape.kind} needs {needed}")

@@ -16,12 +16,12 @@ from everymask.files import atomic_write
 from everymask.formats.drawn_shapes import rectangle
 from everymask.formats.exporting import copy_image, nothing_annotated
 from everymask.formats.images import image_size
-from everymask.formats.labelme_shapes import IGNORED, JsonShape, as_written, outline, plain_parts, suits
+from everymask.formats.labelme_shapes import FURTHER, IGNORED, JsonShape, as_written, outline, plain_parts, suits
 from everymask.types import Categories, Dataset, Polygon, Polygons, Sample, Segments
 
 VERSION = "5.5.0"
 """The version of labelme whose keys are written."""
-_KEYS = frozenset({"version", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth", "labelme"})
+_KEYS = frozenset({"version", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth", "labelme", FURTHER})
 
 
 def write(dataset: Dataset, target: Path, *, link_images: bool = False, embed_images: bool = False) -> None:
@@ -54,8 +54,11 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False, embed_im
         if len(size) != 2:
             raise InputError(f"{sample.name} is a volume of {size}, which labelme cannot hold; write label_images")
         shapes = _shapes(sample, segments, dataset.categories, (size[0], size[1]))
-        for index, shape in sorted(sample.extra.get("labelme", ()), key=lambda each: each[0]):
+        aside = sample.extra.get("labelme")
+        own = {"labelme"} if _are_shapes(aside) else set()
+        for index, shape in sorted(aside, key=lambda each: each[0]) if own and aside else ():
             shapes.insert(index, shape)
+        further = {key: value for key, value in sample.extra.items() if key in _KEYS and key not in own}
         content: dict[str, Any] = {
             "version": VERSION,
             "flags": {},
@@ -65,6 +68,7 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False, embed_im
             "imageData": base64.b64encode(file.read_bytes()).decode("ascii") if embed_images else None,
             "imageHeight": size[0],
             "imageWidth": size[1],
+            **({FURTHER: further} if further else {}),
         }
         with atomic_write(file.with_name(f"{sample.name.rpartition('/')[2]}.json")) as temporary:
             temporary.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))
@@ -72,6 +76,14 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False, embed_im
         raise nothing_annotated("labelme")
     with atomic_write(target / "labels.txt") as temporary:
         temporary.write_text("".join(f"{name}\n" for name in names), "utf-8", newline="\n")
+
+
+def _are_shapes(value: Any) -> bool:
+    """Whether a value is what reading has put aside: places and shapes."""
+    return isinstance(value, list) and all(
+        isinstance(each, list) and len(each) == 2 and type(each[0]) is int and isinstance(each[1], dict)
+        for each in value
+    )
 
 
 def _class_list(categories: Categories) -> list[str]:

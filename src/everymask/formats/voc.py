@@ -73,6 +73,7 @@ DESCRIPTION = Description(
             Feature.PARTS,
             Feature.OBJECTS,
             Feature.BOXES,
+            Feature.OWN_BOXES,
             Feature.SCORES,
             Feature.VOID,
             Feature.UNANNOTATED,

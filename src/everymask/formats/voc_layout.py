@@ -36,8 +36,8 @@ _OBJECT = re.compile(r"<object[\s>].*?</object>", re.DOTALL)
 _INNER = re.compile(r"<(part|attributes)[\s>].*?</\1>", re.DOTALL)
 _NAME = re.compile(r"<name>([^<]*)</name>")
 _DEVKIT = re.compile(r"VOC\d{4}.*", re.IGNORECASE)
-_DEEPEST, _ENTERED = 6, 20
-"""How many levels below its folder, and how many folders of each, are looked into for the first XML file."""
+_DEEPEST, _ENTERED, _PEEKED = 6, 20, 5
+"""How many levels below its folder, how many folders of each and how many files of these are looked into for an XML."""
 _LABEL = re.compile(r"(?P<name>.+?):(?P<colour>\d+,\d+,\d+)?(:[^:]*){0,2}")
 
 
@@ -64,9 +64,11 @@ def find_layout(folder: Path) -> Layout | None:
     """The layout of a folder, judged by names and the beginning of one XML file; None if it is no VOC data set."""
     below = {entry.name.casefold(): Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()}
     named = (below[name] for name in _ANNOTATIONS if name in below)
-    annotations = next((each for each in named if _has_annotation(each, _DEEPEST)), None)
     pictures = [below.get(name) for name in ("segmentationclass", "segmentationobject")]
     classes, objects = (each if each is not None and _has_picture(each) else None for each in pictures)
+    # Beside pictures, XML files that cannot be told are meant to be annotations: reading them says what is wrong.
+    certain = classes is not None or objects is not None
+    annotations = next((each for each in named if _has_annotation(each, _DEEPEST, any_xml=certain)), None)
     if annotations is None and classes is None and objects is None:
         if not _has_annotation(folder):
             return None
@@ -89,17 +91,26 @@ def find_roots(path: Path) -> dict[str, Layout]:
     return {}
 
 
-def _has_annotation(folder: Path, levels: int = 0) -> bool:
-    """Whether the first XML file of a folder, or of one up to so many levels below it, is a VOC annotation."""
+def _has_annotation(folder: Path, levels: int = 0, *, any_xml: bool = False) -> bool:
+    """Whether one of the first XML files of a folder is a VOC annotation.
+
+    Args:
+        folder: The folder.
+        levels: How many levels of folders below it are looked into, too.
+        any_xml: Take any XML file for one.
+    """
     with os.scandir(folder) as entries:
         first = sorted(islice(entries, 1000), key=lambda entry: entry.name)
-    for entry in first:
-        if entry.name.lower().endswith(".xml") and not entry.name.startswith(".") and entry.is_file():
-            with Path(entry.path).open("rb") as stream:
-                # A declaration, a comment or a document type may come before the root.
-                return _ROOT.search(stream.read(4096)) is not None
+    files = [entry for entry in first if entry.name.lower().endswith(".xml") and entry.name[0] != "." and entry.is_file()]
+    if files and any_xml:
+        return True
+    for entry in files[:_PEEKED]:
+        with Path(entry.path).open("rb") as stream:
+            # A declaration, a comment or a document type may come before the root.
+            if _ROOT.search(stream.read(4096)) is not None:
+                return True
     below = [Path(entry.path) for entry in first if entry.is_dir()] if levels else []
-    return any(_has_annotation(each, levels - 1) for each in below[:_ENTERED])
+    return any(_has_annotation(each, levels - 1, any_xml=any_xml) for each in below[:_ENTERED])
 
 
 def _has_picture(folder: Path) -> bool:

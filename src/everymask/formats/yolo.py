@@ -5,7 +5,7 @@ the four corners of oriented boxes are one, too). Classes are counted from 0 in 
 ids of categories. `everymask.formats.yolo_layout` says where files are looked for.
 
 An image without a label file has no objects, as in YOLO ("background"), unless none of its part has one: then the part
-is not annotated. Coordinates are read to 1e-9 of a pixel: those with up to nine decimals come back as they were.
+is not annotated. Coordinates with up to nine decimals come back as they were, others but for the last bit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from everymask.formats.places import check_missing
 from everymask.formats.yolo_layout import NAME_FILES, Layout, Part, find_layout, list_part
 from everymask.formats.yolo_write import TOLERANCE, write
 from everymask.types import Categories, Category, Dataset, Polygon, Polygons, Sample, Segments, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["DESCRIPTION", "read", "read_predictions", "recognise", "recognise_predictions", "write"]
 
@@ -228,7 +232,8 @@ def _segments(rows: Sequence[Row], size: tuple[int, int]) -> Segments:
             boxes[i] = np.concatenate([(centre - side / 2) * scale, (centre + side / 2) * scale])
             parts.append(())
         else:
-            points = np.round(np.array(row.numbers).reshape(-1, 2) * scale, DECIMALS)
+            points = np.array(row.numbers).reshape(-1, 2) * scale
+            points = _shortened(points, np.abs(points))
             boxes[i] = np.concatenate([points.min(axis=0), points.max(axis=0)])
             parts.append((Polygon(points),))
     geometry = Polygons(size, tuple(parts)) if any(parts) or not parts else None
@@ -239,8 +244,18 @@ def _segments(rows: Sequence[Row], size: tuple[int, int]) -> Segments:
         [row.index for row in rows],
         geometry,
         score=scores if scores else None,
-        box=None if outlined else np.round(boxes, DECIMALS),
+        box=None if outlined else _shortened(boxes, 4 * np.tile(scale, 2)),
     )
+
+
+def _shortened(numbers: NDArray[np.float64], largest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coordinates without the error that dividing by the size of the image and multiplying again has left.
+
+    That is up to two units in the last place of the `largest` numbers that were added up. What differs by more from a
+    number of `DECIMALS` has more of them, which the pixels of an outline may hang on.
+    """
+    short = np.round(numbers, DECIMALS)
+    return np.where(np.abs(numbers - short) <= 2 * np.finfo(np.float64).eps * largest, short, numbers)
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def _weights_of_volume(objects: NDArray[np.int32], border: float, sigma: float) 
     nearest, second = np.full(objects.shape, np.inf), np.full(objects.shape, np.inf)
     for label, box in enumerate(find_objects(objects), 1):
         near = tuple(slice(max(each.start - margin, 0), each.stop + margin) for each in box)
-        distance = distance_transform_edt(objects[near] != label)
+        distance: NDArray[np.float64] = np.asarray(distance_transform_edt(objects[near] != label))
         second[near] = np.minimum(second[near], np.maximum(nearest[near], distance))
         nearest[near] = np.minimum(nearest[near], distance)
     weights = border * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))

@@ -32,6 +32,10 @@ _SAMPLED = 2**24
 """Intensity limits of images with more pixels are taken from a regular subset of about so many."""
 
 
+_WHOLE = 2**30
+"""Side of a tile that holds any image."""
+
+
 class Predictor:
     """Applies a method to images of any size.
 
@@ -70,6 +74,8 @@ class Predictor:
         tile = tile // method.stride * method.stride
         if overlap is not None and not 0 <= overlap <= tile // 2:
             raise InputError(f"overlap must be in 0..{tile // 2} (half a tile), got {overlap}; enlarge the tile")
+        if Task.CLASSIFICATION in method.tasks:
+            tile = _WHOLE // method.stride * method.stride  # what an image shows is not to be told from a part of it
         self.method = method
         self.preprocessing = preprocessing
         self.device = choose_device(device)

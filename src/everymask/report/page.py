@@ -29,7 +29,8 @@ h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 34px 0 10
 .tile, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px; }
 .tile b { display: block; font-size: 22px; font-weight: 600; overflow-wrap: anywhere; }
 .tile span { color: var(--quiet); font-size: 13px; }
-.charts { display: grid; align-items: start; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 14px; }
+.charts { display: grid; align-items: start; gap: 14px;
+  grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 14px; }
 figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; margin-bottom: 6px; overflow-wrap: anywhere; }
 figure img { display: block; width: 100%; border-radius: 4px; }

@@ -171,8 +171,7 @@ def _figure(svg: str, title: str, names: Sequence[str]) -> str:
     legend = ""
     if len(names) > 1:
         entries = [
-            f'<span><i class="{series_class(number)}"></i>{escape(name)}</span>'
-            for number, name in enumerate(names)
+            f'<span><i class="{series_class(number)}"></i>{escape(name)}</span>' for number, name in enumerate(names)
         ]
         legend = f'<div class="legend">{"".join(entries)}</div>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{legend}{svg}</figure>"

@@ -34,7 +34,8 @@ class Schedule:
 
         With S steps of which W are warm-up it is ``peak * (step + 1) / W`` for step < W. After that, with
         t = (step - W) / (S - W): the cosine is ``peak * (f + (1 - f) * (1 + cos(pi * t)) / 2)`` with f = `FINAL_SHARE`
-        (Loshchilov and Hutter 2017, eq. 5); poly is ``peak * (1 - t)^0.9`` (Chen et al. 2017); the others are ``peak`` times the reductions so far.
+        (Loshchilov and Hutter 2017, eq. 5); poly is ``peak * (1 - t)^0.9`` (Chen et al. 2017); the others are ``peak``
+        times the reductions so far.
         """
         peak = self.recipe.learning_rate
         if step < self.warmup:

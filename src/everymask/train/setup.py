@@ -47,8 +47,8 @@ def make_optimiser(method: Method, recipe: Recipe) -> Optimizer:
     """The recipe's optimiser; biases and normalisation (every parameter with one axis or none) do not decay.
 
     ``adamw`` decays the weights apart from the gradient (Loshchilov and Hutter 2019); ``adam`` and ``sgd`` (Nesterov
-    momentum 0.9) add the decay to the gradient, as their papers' programs do. Each group has ``share``, its factor of the
-    learning rate: `Recipe.backbone_rate` for what belongs to ``method.backbone``.
+    momentum 0.9) add the decay to the gradient, as their papers' programs do. Each group has ``share``, its factor of
+    the learning rate: `Recipe.backbone_rate` for what belongs to ``method.backbone``.
 
     Raises:
         InputError: Unknown optimiser.
@@ -130,7 +130,7 @@ def check_fit(
 def check_same_classes(val_data: Dataset, categories: Categories) -> None:
     """Checks that the classes of the validation data are called as in the training data.
 
-    The one class of data that have no more may be called otherwise, and classes that the validation data lack do no harm.
+    The one class of data that have no more may be called otherwise; classes that the validation data lack do no harm.
 
     Raises:
         InputError: An id means another class.

@@ -39,19 +39,31 @@ class SemanticMethod(Method):
     auxiliary_weight: ClassVar[float] = 0.4
 
     background: bool
+    class_weights: Tensor | None
 
-    def prepare(self, classes: int, channels: int, background: bool, loss: str) -> int:
+    def prepare(
+        self, classes: int, channels: int, background: bool, loss: str, class_weights: Sequence[float] = ()
+    ) -> int:
         """Sets what every method has; returns the number of channels of the logits.
 
         Raises:
-            InputError: There is but one class, or the loss does not exist.
+            InputError: There is but one class, the loss does not exist, or there is not a weight for each class.
         """
         if classes + background < 2:
             raise InputError("one category without background leaves nothing to tell apart; set background=True")
         self.classes, self.channels, self.background = classes, channels, background
         self.criterion = PixelLoss(loss)
         self.thresholds = {}
-        return classes + background
+        logits = classes + background
+        if class_weights and (len(class_weights) != logits or min(class_weights) < 0):
+            first = "the background and " if background else ""
+            raise InputError(
+                f"class_weights must be {logits} numbers of 0 or more, for {first}each of the {classes} classes; got "
+                f"{', '.join(f'{each:g}' for each in class_weights)}"
+            )
+        weights = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        return logits
 
     @classmethod
     def recipe(cls) -> Recipe:
@@ -93,9 +105,10 @@ class SemanticMethod(Method):
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The terms of the loss, and those of the auxiliary head, whose logits are brought to the targets' size."""
         classes, weight = targets["classes"], targets.get("weight")
-        terms = self.criterion(outputs["classes"], classes, pixel_weight=weight)
+        weights = {"pixel_weight": weight, "class_weight": self.class_weights}
+        terms = self.criterion(outputs["classes"], classes, **weights)
         if "auxiliary" in outputs:
-            side = self.criterion(resized(outputs["auxiliary"], classes.shape[-2:]), classes, pixel_weight=weight)
+            side = self.criterion(resized(outputs["auxiliary"], classes.shape[-2:]), classes, **weights)
             terms |= {f"auxiliary_{name}": self.auxiliary_weight * value for name, value in side.items()}
         return terms
 

@@ -30,6 +30,7 @@ class DeepLabV3(SemanticMethod):
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs); otherwise they are
             void.
         loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
+        class_weights: Factor of each class in losses that know one, background first where it is a class; none for 1.
     """
 
     logit_layers: ClassVar[tuple[str, ...]] = ("head.4", "auxiliary.4")
@@ -44,9 +45,10 @@ class DeepLabV3(SemanticMethod):
         auxiliary: bool = True,
         background: bool = True,
         loss: str = "cross_entropy",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        logits = self.prepare(classes, channels, background, loss)
+        logits = self.prepare(classes, channels, background, loss, class_weights)
         self.backbone = Backbone(backbone, channels, (16, 32), output_stride)
         before, last = self.backbone.widths
         chosen = rates or atrous_rates(output_stride)

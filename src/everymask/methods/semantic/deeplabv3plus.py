@@ -41,6 +41,7 @@ class DeepLabV3Plus(SemanticMethod):
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs); otherwise they are
             void.
         loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
+        class_weights: Factor of each class in losses that know one, background first where it is a class; none for 1.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class DeepLabV3Plus(SemanticMethod):
         smp: bool = False,
         background: bool = True,
         loss: str = "cross_entropy",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        logits = self.prepare(classes, channels, background, loss)
+        logits = self.prepare(classes, channels, background, loss, class_weights)
         self.smp = smp
         self.backbone = Backbone(backbone, channels, (4, 32), output_stride)
         if smp and output_stride < 32:

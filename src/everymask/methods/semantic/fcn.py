@@ -30,6 +30,7 @@ class FCN(SemanticMethod):
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs); otherwise they are
             void.
         loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
+        class_weights: Factor of each class in losses that know one, background first where it is a class; none for 1.
     """
 
     logit_layers: ClassVar[tuple[str, ...]] = ("head.4", "auxiliary.4", "skips", "rises")
@@ -43,9 +44,10 @@ class FCN(SemanticMethod):
         auxiliary: bool = True,
         background: bool = True,
         loss: str = "cross_entropy",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        logits = self.prepare(classes, channels, background, loss)
+        logits = self.prepare(classes, channels, background, loss, class_weights)
         strides = (8, 16, 32) if variant == "8s" else (16, 32)
         self.backbone = Backbone(backbone, channels, strides, 8 if variant == "dilated" else 32)
         *finer, last = self.backbone.widths

@@ -38,6 +38,7 @@ class PSPNet(SemanticMethod):
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs); otherwise they are
             void.
         loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
+        class_weights: Factor of each class in losses that know one, background first where it is a class; none for 1.
     """
 
     logit_layers: ClassVar[tuple[str, ...]] = ("head", "auxiliary.4")
@@ -55,9 +56,10 @@ class PSPNet(SemanticMethod):
         smp: bool = False,
         background: bool = True,
         loss: str = "cross_entropy",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
-        logits = self.prepare(classes, channels, background, loss)
+        logits = self.prepare(classes, channels, background, loss, class_weights)
         self.depth, self.smp = depth, smp
         stages = (2 ** (depth - 1), 2**depth)
         self.backbone = Backbone(backbone, channels, stages, output_stride if depth == 5 else 32)

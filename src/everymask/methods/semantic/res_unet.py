@@ -26,6 +26,7 @@ class ResUNet(SemanticMethod):
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs); otherwise they are
             void.
         loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
+        class_weights: Factor of each class in losses that know one, background first where it is a class; none for 1.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class ResUNet(SemanticMethod):
         depth: int = 3,
         background: bool = True,
         loss: str = "cross_entropy",
+        class_weights: tuple[float, ...] = (),
     ) -> None:
         super().__init__()
         if base < 1 or depth < 1:
             raise InputError(f"a Res-U-Net needs base and depth of at least 1, got base {base} and depth {depth}")
-        logits = self.prepare(classes, channels, background, loss)
+        logits = self.prepare(classes, channels, background, loss, class_weights)
         widths = [base * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(
             ResidualUnit(widths[i - 1] if i else channels, widths[i], stride=2 if i else 1, first=i == 0)

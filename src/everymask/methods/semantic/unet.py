@@ -36,6 +36,7 @@ class UNetSegmentation(SemanticMethod):
         background: Whether pixels of no segment are a class of their own (index 0 of the outputs). Without it such
             pixels are void, as in street scenes whose categories cover the image.
         loss: A loss, or a sum of several: ``0.5*cross_entropy + 0.5*dice``.
+        class_weights: Factor of each class in losses that know one, background first where it is a class; none for 1.
         border_weight: w0 of the paper's eq. 2 (10 there), added to the weight of pixels between objects; 0 switches it
             off. Only annotations that tell the objects of a category apart have such borders.
         border_sigma: sigma of eq. 2 in pixels.
@@ -52,11 +53,12 @@ class UNetSegmentation(SemanticMethod):
         upsampling: Upsampling = "transposed",
         background: bool = True,
         loss: str = "cross_entropy",
+        class_weights: tuple[float, ...] = (),
         border_weight: float = 0.0,
         border_sigma: float = 5.0,
     ) -> None:
         super().__init__()
-        logits = self.prepare(classes, channels, background, loss)
+        logits = self.prepare(classes, channels, background, loss, class_weights)
         self.border_weight, self.border_sigma = border_weight, border_sigma
         if backbone:
             self.backbone = _pyramid(backbone, channels)
