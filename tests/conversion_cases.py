@@ -247,9 +247,9 @@ def _of_samples(one: Sample, other: Sample, before: Categories, after: Categorie
                 yield f"extra {key}: {value!r} -> {other.extra.get(key)!r}"
     mine, theirs = one.segments, other.segments
     if mine is None or theirs is None:
-        if (mine is None) != (theirs is None) and Feature.UNANNOTATED not in lost:
-            yield f"annotation: {mine} -> {theirs}"
-        elif theirs is not None and len(theirs):
+        if ((mine is None) != (theirs is None) and Feature.UNANNOTATED not in lost) or (
+            theirs is not None and len(theirs)
+        ):
             yield f"annotation: {mine} -> {theirs}"
         return
     yield from of_segments(mine, theirs, before, after, lost)
@@ -284,7 +284,7 @@ def of_segments(one: Segments, other: Segments, before: Categories, after: Categ
                 yield f"pixels of {name}: {a.sum()} -> {b.sum()}"
         return
     bare = one.geometry is None
-    if Feature.BOXES in lost and bare and one.has_boxes or Feature.TAGS in lost and bare and not one.has_boxes:
+    if (Feature.BOXES in lost and bare and one.has_boxes) or (Feature.TAGS in lost and bare and not one.has_boxes):
         return
     if names != others:
         yield f"classes: {names} -> {others}"

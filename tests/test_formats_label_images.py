@@ -452,7 +452,8 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for path in (tmp_path, tmp_path / "notes.txt"):
         with pytest.raises(
-            InputError, match=r"cannot tell what .* is; expected a data set as .*coco.*; check the path, or say --format"
+            InputError,
+            match=r"cannot tell what .* is; expected a data set as .*coco.*; check the path, or say --format",
         ) as caught:
             open_dataset(path)
         assert "label_images" in str(caught.value)

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from everymask.errors import InputError
-from everymask.formats.columns import attribute_column
 from everymask.formats import voc
+from everymask.formats.columns import attribute_column
 from everymask.formats.images import read_image
 from everymask.formats.voc_layout import CLASSES, read_labelmap
 from everymask.formats.voc_masks import colour_numbers, number_colours

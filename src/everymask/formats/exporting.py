@@ -12,7 +12,6 @@ from everymask.formats.images import image_size, write_image
 from everymask.formats.listing import IMAGE_SUFFIXES
 from everymask.types import Sample
 
-
 LONGEST = 255
 """Bytes of the name of a file."""
 _SHORT = LONGEST // 4  # characters that are short enough in any alphabet

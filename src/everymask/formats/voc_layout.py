@@ -101,7 +101,9 @@ def _has_annotation(folder: Path, levels: int = 0, *, any_xml: bool = False) -> 
     """
     with os.scandir(folder) as entries:
         first = sorted(islice(entries, 1000), key=lambda entry: entry.name)
-    files = [entry for entry in first if entry.name.lower().endswith(".xml") and entry.name[0] != "." and entry.is_file()]
+    files = [
+        entry for entry in first if entry.name.lower().endswith(".xml") and entry.name[0] != "." and entry.is_file()
+    ]
     if files and any_xml:
         return True
     for entry in files[:_PEEKED]:
