@@ -155,25 +155,21 @@ UNSAID: dict[str, frozenset[str]] = {
     # These number their frames; only groups of things are crowds in Cityscapes.
     "cityscapes": frozenset({NAMES, ORDER, BACKGROUND, EMPTY, FIXED_CLASSES, ORDER_OF_OBJECTS, EDGES, Feature.CROWDS}),
     "ctc": frozenset({NAMES, CLASSES, EMPTY}),
-    "coco_panoptic": frozenset({BACKGROUND}),
+    # Ids that colours cannot hold are made anew.
+    "coco_panoptic": frozenset({BACKGROUND, IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
     # Files are in the natural order of their names.
     "segmentation_mask": frozenset({ORDER, EMPTY}),
     "voc": frozenset({ORDER}),
     "yolo": frozenset({ORDER, LAST_BIT}),
     "label_images": frozenset({ORDER}),
-    "coco_stuff": frozenset({ORDER, BACKGROUND, FIXED_CLASSES, ORDER_OF_OBJECTS, EMPTY}),
+    # A part is a folder there; images that do not lie in one have none.
+    "coco_stuff": frozenset({ORDER, BACKGROUND, FIXED_CLASSES, ORDER_OF_OBJECTS, EMPTY, "extra split"}),
     # Masks and polygons of one image become masks when they are read.
     "coco": frozenset({HOLE_POINTS, IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
     "labelme": frozenset({ORDER, HOLE_POINTS}),
     "cvat": frozenset({HOLE_POINTS, PART_POINTS}),
 }
 """Format -> what else it changes, which its `write` tells."""
-PENDING: dict[tuple[str, str], str] = {
-    ("coco_stuff", "*"): "images that are not annotated, and parts, are not read again",
-    ("coco_panoptic", "*"): "its PNG are taken for the images",
-    ("label_images", "*"): "images that are not annotated are an error",
-}
-"""Format and kind of data set -> why the pair is left out."""
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------
@@ -260,9 +256,9 @@ def of_segments(one: Segments, other: Segments, before: Categories, after: Categ
     if one.size != other.size:
         yield f"size: {one.size} -> {other.size}"
         return
-    if one.geometry is not None and other.geometry is not None and Feature.OBJECTS not in lost:
-        if EMPTY in lost or Feature.OVERLAP in lost:
-            one, other = _with_pixels(one, other, before, after, lost)
+    drawn = one.geometry is not None and other.geometry is not None
+    if drawn and Feature.OBJECTS not in lost and not lost.isdisjoint({EMPTY, Feature.OVERLAP}):
+        one, other = _with_pixels(one, other, lost)
     if EDGES in lost and isinstance(one.geometry, Polygons):
         return
     if ORDER_OF_OBJECTS in lost and Feature.OVERLAP in lost:
@@ -276,8 +272,7 @@ def of_segments(one: Segments, other: Segments, before: Categories, after: Categ
     if Feature.OBJECTS in lost:
         if Feature.OVERLAP in lost or not lost.isdisjoint({Feature.HOLES, Feature.PARTS}):
             return
-        mine, theirs = ([*(name for name in dict.fromkeys(names))] for _ in range(2))
-        for name in mine:
+        for name in dict.fromkeys(names):
             a = one.masks()[np.array(names) == name].any(axis=0)
             b = other.masks()[np.array(others, object) == name].any(axis=0)
             if not np.array_equal(a, b):
@@ -302,9 +297,7 @@ def of_segments(one: Segments, other: Segments, before: Categories, after: Categ
         yield from _of_geometry(one, other, lost)
 
 
-def _with_pixels(
-    one: Segments, other: Segments, before: Categories, after: Categories, lost: set[str]
-) -> tuple[Segments, Segments]:
+def _with_pixels(one: Segments, other: Segments, lost: set[str]) -> tuple[Segments, Segments]:
     """Both without the objects that have no pixel, or none on top of the others where those are lost."""
     if Feature.OVERLAP in lost:
         ids = one.label_map("last")
@@ -373,9 +366,10 @@ def _of_geometry(one: Segments, other: Segments, lost: set[str]) -> Iterator[str
         return
     void, found = (each.geometry.ids < 0 if isinstance(each.geometry, LabelMap) else np.zeros(one.size, bool)
                    for each in (one, other))  # fmt: skip
-    if Feature.VOID not in lost and not np.array_equal(void, found):
-        if BACKGROUND not in lost or not np.array_equal(void & ~_covered(one), void):
-            yield f"void: {void.sum()} -> {found.sum()}"
+    # What is void anyway is void where background is void, too.
+    kept = not (void & ~found).any() if BACKGROUND in lost else np.array_equal(void, found)
+    if Feature.VOID not in lost and not kept:
+        yield f"void: {void.sum()} -> {found.sum()}"
     if not len(one):
         return
     if isinstance(one.geometry, Polygons) and Feature.POINTS not in lost:
@@ -393,11 +387,6 @@ def _of_geometry(one: Segments, other: Segments, lost: set[str]) -> Iterator[str
         same = np.array_equal(mine, theirs)
     if not same:
         yield f"pixels: {(mine != theirs).sum()} differ"
-
-
-def _covered(segments: Segments) -> NDArray[np.bool_]:
-    covered: NDArray[np.bool_] = segments.label_map("last") > 0
-    return covered
 
 
 def _of_points(one: Polygons, other: Any, lost: set[str]) -> Iterator[str]:

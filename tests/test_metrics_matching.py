@@ -446,6 +446,14 @@ def test_protocols_by_name_and_by_task():
     assert isinstance(make_metric("matching", CELLS, thresholds=[0.5]), MatchingMetric)
     with pytest.raises(InputError, match="did you mean 'matching'"):
         make_metric("maching", CELLS)
+    with pytest.raises(InputError, match="did you mean 'thresholds'"):
+        make_metric("matching", CELLS, treshold=0.5)
+    alone = make_metric("matching", CELLS, thresholds=0.5)
+    assert isinstance(alone, MatchingMetric) and alone.thresholds == (0.5,)
+    with pytest.raises(InputError, match="cannot work with thresholds 'x'"):
+        make_metric("matching", CELLS, thresholds="x")
+    with pytest.raises(InputError, match="cannot work with areas 5"):
+        make_metric("coco_boxes", CELLS, areas=5)
     assert choose_protocol({Task.SEMANTIC, Task.INSTANCE}) == "matching"
     with pytest.raises(InputError, match="no protocol"):
         choose_protocol([])

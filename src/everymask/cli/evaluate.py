@@ -47,7 +47,7 @@ def command(
         predictions: Instead of a model: folder of label images with the names of the images, COCO results or instances
             (JSON), panoptic JSON with PNGs, Cityscapes PNGs, VOC or YOLO text, a CTC result folder.
         protocol: auto picks by what the data and the predictions hold. Others: matching, semantic, coco_boxes,
-            coco_masks, voc, panoptic, cityscapes, boundary, ctc, classification.
+            coco_masks, coco_boundary, voc, panoptic, cityscapes, boundary, surface, ctc, classification.
         option: Options of the protocol, such as --option.interpolation 11 for voc.
         split: Part of the data, such as val; without it all parts.
         reading: Options of the format of the data, such as --reading.images FOLDER.

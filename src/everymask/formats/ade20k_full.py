@@ -206,7 +206,7 @@ def _categories(base: Path, frames: list[_Frame], level: int | None) -> Categori
             continue
         try:
             listed = _NAMES.decode(_utf8(frame.json)).annotation.object
-        except msgspec.MsgspecError as error:
+        except (OSError, msgspec.MsgspecError, RecursionError) as error:
             raise InputError(f"{frame.json}: {error}; expected annotation.object with the objects") from error
         for each in listed if isinstance(listed, list) else [listed]:
             part_level = each.parts.get("part_level", 0) if isinstance(each.parts, dict) else 0
@@ -323,7 +323,7 @@ def _content(frame: _Frame) -> dict[str, Any]:
         return {}
     try:
         content = msgspec.json.decode(_utf8(frame.json))["annotation"]
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{frame.json}: {error}; expected annotation.object with the objects") from error
     if not isinstance(content, dict):
         raise InputError(f"{frame.json}: $.annotation is no object; expected filename, object, scene ...")

@@ -229,7 +229,7 @@ class _Reader:
         """Segments of the polygons in a file, in its order."""
         try:
             content = _POLYGONS.decode(path.read_bytes())
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}: {error}; expected imgHeight, imgWidth and objects") from error
         rings: list[tuple[Polygon]] = []
         numbers: list[int] = []

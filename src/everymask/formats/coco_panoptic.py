@@ -47,7 +47,7 @@ DESCRIPTION = Description(
     summary="COCO panoptic: JSON of segments, and PNG whose colours are their ids (or 2-channel PNG)",
     layout="NAME.json with segments_info beside a folder NAME/ of PNG",
     tasks=frozenset({Task.PANOPTIC, Task.SEMANTIC, Task.INSTANCE, Task.DETECTION}),
-    carries=frozenset(Feature) - {Feature.POINTS, Feature.OVERLAP, Feature.VOLUMES, Feature.TAGS},
+    carries=frozenset(Feature) - {Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.VOLUMES, Feature.TAGS},
 )
 
 _IMAGE = msgspec.json.Decoder(schema.JsonPanopticImage)
@@ -191,7 +191,9 @@ def _read_file(
         mask_folder = find_masks(path, files, masks, prefer="2ch")
     names = [entry.file_name for entry in entries]
     parts = sorted(words(path.stem), key=len, reverse=True)
-    places = [Path(images)] if images is not None else candidates(path, [*parts, "input_images"])
+    # What lies where the masks lie and is called like them are the masks themselves.
+    near = [each for each in candidates(path, [*parts, "input_images"]) if each.resolve() != mask_folder.resolve()]
+    places = near if images is None else [Path(images)]
     folder = image_folder(path, names, places, missing=missing_images)
     index = _Index(path, folder, mask_folder, content, entries, _names(names), rows, files, categories, form)
     tasks = DESCRIPTION.tasks

@@ -227,12 +227,12 @@ def write(dataset: Dataset, target: Path, *, overlap: Overlap = "error", link_im
             )
     (target / _MAPS).mkdir(parents=True, exist_ok=True)
     for sample in dataset:
-        copy_image(sample, target / "images", link=link_images)
-        if sample.segments is None:
-            continue
+        image = copy_image(sample, target / "images", link=link_images)
+        # Without annotation all is void: a map is what makes an image part of the set.
+        segments = Segments.empty(image_size(image)) if sample.segments is None else sample.segments
         write_labels(
             target / _MAPS / f"{check_relative(sample.name, 'name of a sample')}.png",
-            _values(sample.segments, sample.name, dataset.categories, overlap),
+            _values(segments, sample.name, dataset.categories, overlap),
         )
 
 

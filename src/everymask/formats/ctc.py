@@ -245,7 +245,10 @@ def _lineage(folder: MaskFolder) -> Lineage | None:
     if folder.kind == "RES" and not path.is_file():
         return None
     lineage = read_lineage(path)
-    for frame in sorted(set(range(int(lineage.end.max(initial=-1)) + 1)) - folder.frames):
+    # Of a track that ends in frame 10**12, one frame without a mask is enough to know.
+    first_beyond = max(folder.frames, default=-1) + 1
+    expected = range(min(int(lineage.end.max(initial=-1)), first_beyond) + 1)
+    for frame in sorted(set(expected) - folder.frames):
         for at in np.flatnonzero((lineage.begin <= frame) & (lineage.end >= frame))[:1]:
             raise InputError(
                 f"{folder.file(frame)} is missing, but {path.name}, line {at + 1} says that track {lineage.label[at]} "

@@ -52,4 +52,7 @@ DESCRIPTION = Description(
 
 def recognise(path: Path) -> bool:
     """Whether `path` is an XML with the root ``annotations``, or a folder of one; by its first bytes."""
-    return annotation_file(path) is not None
+    try:
+        return annotation_file(path) is not None
+    except OSError:
+        return False

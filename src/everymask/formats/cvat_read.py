@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from everymask.errors import InputError
+from everymask.formats.checks import check_plane
 from everymask.formats.columns import attribute_column
 from everymask.formats.cvat_shapes import (
     AREAS,
@@ -238,6 +239,7 @@ def _entry(element: Element, path: Path) -> Entry:
             f"{path}: image {name} has width {element.get('width')!r} and height {element.get('height')!r}; expected "
             "whole numbers above 0"
         )
+    check_plane(size, path)
     subset = element.get("subset") or None
     element.tail = None
     aside = [(each.tag, compact(each)) for each in element if each.tag not in AREAS]

@@ -104,7 +104,8 @@ def _classes_with_images(path: Path) -> list[str] | None:
     if any(_is_reserved(name) for name in names):
         return None
     with os.scandir(path) as entries:
-        if any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in islice(entries, _LOOK + len(names))):
+        seen = [entry.name for entry in islice(entries, _LOOK + len(names)) if not entry.name.startswith(".")]
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in seen):
             return None  # a picture beside the folders: they are about it, or it is about them
     kinds = {name: _content(path / name) for name in names}
     return None if None in kinds.values() else [name for name, kind in kinds.items() if kind]

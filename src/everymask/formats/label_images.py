@@ -12,6 +12,7 @@ further columns are read. Written are::
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from everymask.formats.description import Description, Feature
 from everymask.formats.exporting import check_relative, copy_image
 from everymask.formats.images import image_size, read_image, read_labels, write_labels
 from everymask.formats.joining import join_parts
-from everymask.formats.label_kind import Meaning, has_classes, meaning_of
+from everymask.formats.label_kind import Meaning, has_classes, meaning_of, read_categories
 from everymask.formats.metadata import read_extras
 from everymask.formats.pairing import Pairs, find_layout, find_pairs, splits_of
 from everymask.formats.time_series import count_frames, read_frame, read_label_frame
@@ -43,7 +44,7 @@ DESCRIPTION = Description(
     summary="images with label masks, one integer a pixel: objects (instance) or classes (semantic); 2-D and 3-D",
     layout="images/ with masks/, or name.png beside name_mask.png",
     tasks=frozenset({Task.INSTANCE, Task.SEMANTIC, Task.PANOPTIC, Task.DETECTION}),
-    carries=frozenset(Feature) - {Feature.POINTS, Feature.OVERLAP, Feature.TAGS},
+    carries=frozenset(Feature) - {Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.TAGS},
 )
 
 _VOID = 2**16 - 1
@@ -118,6 +119,10 @@ def read(
     layouts = {"": find_layout(path, split)}
     if layouts[""] is None and split is None and {each.lower() for each in splits_of(path)} <= _SPLITS:
         layouts = {part: find_layout(path / part) for part in splits_of(path)}
+    if unannotated is None and (path / "categories.json").is_file():
+        # A set that was written with images without annotation says so, lest a lost mask pass for one.
+        with contextlib.suppress(InputError):  # said later, with whatever else is wrong
+            unannotated = "keep" if read_categories(path / "categories.json").get("unannotated") else None
     pairs = {part: find_pairs(*each, unannotated=unannotated) for part, each in layouts.items() if each is not None}
     if not pairs:
         raise InputError(_no_pairs(path, split))
@@ -279,13 +284,14 @@ def write(
     for folder in ("images", "masks"):
         (target / folder).mkdir(parents=True, exist_ok=True)
     lines = []
-    highest, void_in = 0, ""
+    highest, void_in, unannotated = 0, "", False
     for sample in dataset:
         copy_image(sample, target / "images", link=link_images)
         if sample.extra:
             lines.append(msgspec.json.encode({"name": sample.name, "extra": sample.extra}))
         segments = sample.segments
         if segments is None:
+            unannotated = True
             continue
         if segments.geometry is None and len(segments):
             raise InputError(f"{sample.name} has boxes or tags only, which label masks cannot hold; write coco instead")
@@ -305,12 +311,14 @@ def write(
             f"{void_in} has void pixels, and another mask has the label {highest}; where there is void, labels of "
             f"objects go up to {_VOID - 1}; cut the images into smaller ones"
         )
-    meaning = {
+    meaning: dict[str, Any] = {
         "kind": kind,
         "void": void if kind == "semantic" or void_in else None,
         "background": background,
         "categories": dataset.categories.to_json(),
     }
+    if unannotated:
+        meaning["unannotated"] = True
     with atomic_write(target / "categories.json") as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(meaning), indent=1))
     if lines:

@@ -149,13 +149,13 @@ def read_categories(path: Path) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(path.read_bytes())
         content = {"categories": content} if isinstance(content, list) else content
-        known = {"kind", "void", "background", "categories"}
+        known = {"kind", "void", "background", "categories", "unannotated"}
         if not isinstance(content, dict) or "categories" not in content or not set(content) <= known:
             raise InputError(f"expected a list of categories, or the keys {', '.join(sorted(known))}")
         if content.get("kind") not in {None, "instance", "semantic"}:
             raise InputError(f"kind must be 'instance' or 'semantic', got {content['kind']!r}")
         content["categories"] = Categories.from_json(content["categories"])
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no list of categories: {error}") from error
     return content
 

@@ -16,9 +16,11 @@ import msgspec
 import numpy as np
 
 from everymask.errors import InputError
+from everymask.formats.checks import check_plane
 from everymask.formats.class_names import read_names
 from everymask.formats.columns import attribute_column
 from everymask.formats.drawn_shapes import joined
+from everymask.formats.exporting import LONGEST
 from everymask.formats.images import image_size, read_image
 from everymask.formats.labelme_shapes import FURTHER, IGNORED, JsonShape, as_written, is_object, outline, same_shapes
 from everymask.formats.listing import IMAGE_SUFFIXES, list_images, natural_key
@@ -103,6 +105,8 @@ def read(
     if split is not None and not (path / split).is_dir():
         raise InputError(f"{path} has no folder {split!r}; name one of those in it")
     files = _json_files(root) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path} holds no JSON of labelme; expected name.json beside each annotated image")
     indices = {file: _decode(file, _INDEX) for file in files}
     # Classes are those of all parts, so that the parts agree on them.
     categories, outlined = _categories(root, indices)
@@ -115,11 +119,13 @@ def read(
             continue
         image = finder.find(index.imagePath, file)
         if image is None and not _embedded(file):
-            absent.append(f"{index.imagePath!r} of {file.name}")
+            absent.append(f"{index.imagePath[-100:]!r} of {file.name}")
             if missing_images != "keep":
                 continue
         size = (index.imageHeight, index.imageWidth)
         known = (size[0], size[1]) if size[0] and size[1] else None
+        if known is not None:
+            check_plane(known, file)
         entries.append(Entry(file.relative_to(home).with_suffix("").as_posix(), file, image, known))
     if absent and missing_images == "error":
         raise InputError(
@@ -134,12 +140,31 @@ def read(
 
 
 def _json_files(folder: Path) -> list[Path]:
-    """The JSONs of labelme below a folder, in natural order."""
+    """The JSONs of labelme below a folder, in natural order.
+
+    Raises:
+        InputError: A JSON that is called like an image beside it is none of labelme: it may be damaged.
+    """
     found: list[Path] = []
     for root, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not each.startswith(".")]
-        found += [Path(root, name) for name in files if name.lower().endswith(".json") and not name.startswith(".")]
-    return sorted((each for each in found if is_labelme(each)), key=lambda each: natural_key(str(each)))
+        images = {name.rpartition(".")[0] for name in files if name.lower().endswith(IMAGE_SUFFIXES)}
+        for name in files:
+            if not name.lower().endswith(".json") or name.startswith("."):
+                continue
+            path = Path(root, name)
+            try:
+                labelme = is_labelme(path)
+            except OSError as error:
+                raise InputError(f"cannot read {path}: {error.strerror}; copy the file again, or remove it") from error
+            if labelme:
+                found.append(path)
+            elif name[: -len(".json")] in images:
+                raise InputError(
+                    f"{path} lies beside the image of that name, but is no JSON of labelme, or is damaged; save it "
+                    "again, or remove it"
+                )
+    return sorted(found, key=lambda each: natural_key(str(each)))
 
 
 def _decode(path: Path, decoder: msgspec.json.Decoder[_T]) -> _T:
@@ -200,6 +225,8 @@ class _Finder:
             tail = "/".join(parts[start:])
             if not tail.lower().endswith(IMAGE_SUFFIXES) or "\0" in tail:
                 break
+            if max(map(len, parts[start:])) > LONGEST:
+                continue
             for place in places:
                 if (place / tail).is_file():
                     return place / tail
@@ -245,7 +272,10 @@ class _Reader:
     def _extra(self, path: Path) -> dict[str, Any]:
         """Further keys of a JSON, and the shapes that are no objects, with their places."""
         fields = _decode(path, _FIELDS)
-        extra = {key: msgspec.json.decode(raw) for key, raw in fields.items() if key not in _IMAGE_KEYS}
+        try:
+            extra = {key: msgspec.json.decode(raw) for key, raw in fields.items() if key not in _IMAGE_KEYS}
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InputError(f"{path} is no valid JSON ({error}); save or copy the file again") from error
         further = extra.pop(FURTHER, None)
         if extra.get("flags") in ({}, None):
             extra.pop("flags", None)

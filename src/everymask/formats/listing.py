@@ -26,11 +26,12 @@ def natural_key(name: str) -> tuple[str, str]:
 def list_images(folder: Path, *, recursive: bool = False) -> list[str]:
     """Paths of the images in a folder, below it, with forward slashes, in natural order. No file is opened.
 
-    Hidden files and folders (``.name``, which includes the ``._name`` files of macOS) are skipped.
+    Hidden files and folders (``.name``, which includes the ``._name`` files of macOS) are skipped, and so are links to
+    a folder that they lie in.
     """
     found: list[str] = []
 
-    def visit(current: str, prefix: str) -> None:
+    def visit(current: str, prefix: str, above: tuple[os.stat_result, ...]) -> None:
         with os.scandir(current) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -38,12 +39,16 @@ def list_images(folder: Path, *, recursive: bool = False) -> list[str]:
                 if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file():
                     found.append(prefix + entry.name)
                 elif recursive and entry.is_dir():
-                    visit(entry.path, f"{prefix}{entry.name}/")
+                    place = entry.stat()
+                    if not entry.is_symlink() or not any(os.path.samestat(place, each) for each in above):
+                        visit(entry.path, f"{prefix}{entry.name}/", (*above, place))
 
     try:
-        visit(os.fspath(folder), "")
+        # A link may lead to a folder above this one, too.
+        visit(os.fspath(folder), "", tuple(each.stat() for each in (folder, *folder.resolve().parents)))
     except OSError as error:
-        raise InputError(f"cannot list {folder}: {error.strerror}") from error
+        place = error.filename or folder
+        raise InputError(f"cannot list {place}: {error.strerror}; check its permissions, or remove it") from error
     return sorted(found, key=natural_key)
 
 

@@ -52,7 +52,7 @@ def read_extras(folders: Sequence[Path], names: Sequence[str], split: str) -> di
             if path.is_file():
                 try:
                     rows = _read_lines(path) if path.suffix == ".jsonl" else _read_table(path, split)
-                except (ValueError, csv.Error) as error:
+                except (OSError, ValueError, csv.Error, RecursionError) as error:
                     raise InputError(f"{path} cannot be read: {error}; expected one row for each image") from error
                 wanted = set(names)
                 return {name: row for name, row in rows.items() if name in wanted}

@@ -29,7 +29,7 @@ def candidates(source: Path, parts: Iterable[str] = (), *, levels: int = 3) -> l
         levels: How many folders upwards are searched.
     """
     parts = list(parts)
-    start = source.resolve()
+    start = Path(os.path.abspath(source))  # noqa: PTH100 - links stay as they are named
     folder = start if start.is_dir() else start.parent
     found: dict[Path, None] = {}
     for place in [folder, *folder.parents][:levels]:

@@ -38,7 +38,7 @@ _NAME = re.compile(r"<name>([^<]*)</name>")
 _DEVKIT = re.compile(r"VOC\d{4}.*", re.IGNORECASE)
 _DEEPEST, _ENTERED, _PEEKED = 6, 20, 5
 """How many levels below its folder, how many folders of each and how many files of these are looked into for an XML."""
-_LABEL = re.compile(r"(?P<name>.+?):(?P<colour>\d+,\d+,\d+)?(:[^:]*){0,2}")
+_LABEL = re.compile(r"(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+)?(:[^:]*){0,2}")
 
 
 @dataclass(frozen=True)

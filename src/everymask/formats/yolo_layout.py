@@ -232,7 +232,7 @@ def list_part(layout: Layout, given: Sequence[str], images: Path | None, missing
         place = locate(text, layout.folder)
         if place is None:
             raise InputError(f"{layout.source}: {text} is not below {layout.folder}; correct the path")
-        found.append(_of_folder(place) if place.is_dir() else _of_list(place, layout, images, missing))
+        found.append(_of_folder(place, missing) if place.is_dir() else _of_list(place, layout, images, missing))
     if not given:
         found.append(_loose(layout, images, missing))
     names = [name for each in found for name in each.names]
@@ -244,11 +244,21 @@ def list_part(layout: Layout, given: Sequence[str], images: Path | None, missing
     )
 
 
-def _of_folder(folder: Path) -> Part:
+def _of_folder(folder: Path, missing: str) -> Part:
     """All images below a folder."""
     files = list_images(folder, recursive=True)
     stems = [_stem(each) for each in files]
-    return Part(stems, [folder / each for each in files], _label_files(mirrored(folder), stems))
+    labels = mirrored(folder)
+    # Beside the images there may be texts of any kind.
+    absent = sorted(_text_files(labels) - set(stems), key=natural_key) if labels != folder else []
+    if absent and missing == "keep":
+        files, stems = [*files, *absent], [*stems, *absent]
+    elif absent and missing == "error":
+        raise InputError(
+            f"{labels}: {len(absent)} label files have no image in {folder}: {', '.join(absent[:3])}"
+            f"{' ...' if len(absent) > 3 else ''}; add the images, or say --skip-missing to leave the labels out"
+        )
+    return Part(stems, [folder / each for each in files], _label_files(labels, stems))
 
 
 def _of_list(path: Path, layout: Layout, images: Path | None, missing: str) -> Part:
@@ -284,7 +294,7 @@ def _loose(layout: Layout, images: Path | None, missing: str) -> Part:
     """Images in `images/`, or beside their label files, or anywhere near."""
     for folder in (layout.folder / "images", layout.folder):
         if folder.is_dir() and list_images(folder, recursive=folder != layout.folder) and images is None:
-            return _of_folder(folder) if folder != layout.folder else _beside(folder)
+            return _of_folder(folder, missing) if folder != layout.folder else _beside(folder)
     labels = layout.folder / "labels" if (layout.folder / "labels").is_dir() else layout.folder
     stems = sorted(_text_files(labels), key=natural_key)
     places = [images] if images is not None else candidates(layout.folder)
@@ -343,4 +353,5 @@ def _stem(name: str) -> str:
 
 def _short(value: Any) -> str:
     # Of nested lists, too: a few lines of YAML can stand for one of any length.
-    return reprlib.repr(value)
+    text = reprlib.repr(value)
+    return text if len(text) < 80 else f"{text[:80]}..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from everymask.errors import InputError, unknown_name
@@ -76,12 +76,31 @@ def make_metric(name: str, categories: Categories, **options: Any) -> Metric:
         InputError: There is no such protocol or option, or an option has no good value; the nearest names are
             suggested.
     """
-    made = metric_class(name)
-    known = list(inspect.signature(made).parameters)[1:]
-    for option in options:
+    made, given = metric_class(name), checked_options(name, options)
+    try:
+        return made(categories, **given)
+    except InputError:
+        raise
+    except (TypeError, AttributeError, ValueError) as error:
+        said = ", ".join(f"{option} {value!r}" for option, value in options.items())
+        raise InputError(f"the protocol {name!r} cannot work with {said or 'these categories'}: {error}") from error
+
+
+def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the protocol `name`; a single number where it takes several is made a list of one.
+
+    Raises:
+        InputError: There is no such protocol or option; the nearest names are suggested.
+    """
+    known = dict(list(inspect.signature(metric_class(name)).parameters.items())[1:])
+    given = {}
+    for option, value in options.items():
         if option not in known:
             raise unknown_name(f"option of the protocol {name!r}", option, known)
-    return made(categories, **options)
+        kind = str(known[option].annotation)
+        alone = "Sequence" in kind and "int |" not in kind and isinstance(value, int | float)
+        given[option] = (value,) if alone else value
+    return given
 
 
 def choose_protocol(tasks: Iterable[Task], format: str = "", preferred: str | None = None) -> str:

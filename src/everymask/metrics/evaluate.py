@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from everymask.errors import InputError
-from everymask.metrics import choose_protocol, make_metric
+from everymask.metrics import checked_options, choose_protocol, make_metric
 from everymask.metrics.base import Metric, Table
 from everymask.metrics.read_ahead import read_ahead
 from everymask.types import Categories, Dataset, Sample, Segments, Task
@@ -108,8 +108,8 @@ def evaluate_files(
 
     if not recognise_predictions(results):
         return None
-    make_metric(protocol, data.categories, **(options or {}))  # refuses what is no option
-    metric = score(data.root, results, kind=kinds[protocol], **(options or {}))
+    make_metric(protocol, data.categories, **(options or {}))  # refuses what is no good option
+    metric = score(data.root, results, kind=kinds[protocol], **checked_options(protocol, options or {}))
     return Evaluation(protocol, len(data), metric.compute(), metric.tables(), metric)
 
 
