@@ -237,7 +237,7 @@ def _of_samples(one: Sample, other: Sample, before: Categories, after: Categorie
         yield f"image: {one.image.dtype} {one.image.shape} -> {other.image.dtype} {other.image.shape}"
     if Feature.EXTRA not in lost:
         for key, value in one.extra.items():
-            if key == "image_id" or (key in IDENTITY and f"extra {key}" in lost):
+            if key == "image_id" or f"extra {key}" in lost:
                 continue  # counted anew
             if key not in other.extra or other.extra[key] != value or type(other.extra[key]) is not type(value):
                 yield f"extra {key}: {value!r} -> {other.extra.get(key)!r}"
