@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everymask.formats.description import Feature
+from everymask.formats.fidelity import POINTS_BESIDE
 from everymask.types import Categories, Category, Dataset, LabelMap, Masks, Polygon, Polygons, Sample, Segments, Task
 
 SIZE = (26, 34)
@@ -139,35 +140,35 @@ NAMES = "names of samples"
 IDS_OF_OBJECTS = "ids of objects, which are counted anew where two are the same"
 IDENTITY = ("height", "width")
 ORDER = "order of samples"
-CLASSES = "names of classes"
+CLASSES = Feature.CLASSES
 ORDER_OF_CLASSES = "order of classes"
 FIXED_CLASSES = "which classes there are"
 ORDER_OF_OBJECTS = "order of objects"
 LAST_BIT = "the last bit of points, which pixels may hang on"
 EDGES = "pixels at the edges of polygons, which are drawn by another rule"
-EMPTY = "objects without pixels"
-BACKGROUND = "the difference between void and background"
-HOLE_POINTS = "the points of polygons beside an object with holes"
-PART_POINTS = "the points of polygons beside an object of several parts"
+EMPTY = Feature.EMPTY
+BACKGROUND = Feature.BACKGROUND
+HOLE_POINTS = POINTS_BESIDE
+PART_POINTS = POINTS_BESIDE
 UNSAID: dict[str, frozenset[str]] = {
     "image_folder": frozenset({ORDER, ORDER_OF_CLASSES}),
-    "ade20k": frozenset({ORDER, BACKGROUND, EMPTY}),
+    "ade20k": frozenset({ORDER}),
     # These number their frames; only groups of things are crowds in Cityscapes.
-    "cityscapes": frozenset({NAMES, ORDER, BACKGROUND, EMPTY, FIXED_CLASSES, ORDER_OF_OBJECTS, EDGES, Feature.CROWDS}),
-    "ctc": frozenset({NAMES, CLASSES, EMPTY}),
+    "cityscapes": frozenset({NAMES, ORDER, FIXED_CLASSES, ORDER_OF_OBJECTS, EDGES, Feature.CROWDS}),
+    # A class that is the only one loses but its name.
+    "ctc": frozenset({NAMES, CLASSES}),
     # Ids that colours cannot hold are made anew.
-    "coco_panoptic": frozenset({BACKGROUND, IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
+    "coco_panoptic": frozenset({IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
     # Files are in the natural order of their names.
-    "segmentation_mask": frozenset({ORDER, EMPTY}),
+    "segmentation_mask": frozenset({ORDER}),
     "voc": frozenset({ORDER}),
     "yolo": frozenset({ORDER, LAST_BIT}),
     "label_images": frozenset({ORDER}),
     # A part is a folder there; images that do not lie in one have none.
-    "coco_stuff": frozenset({ORDER, BACKGROUND, FIXED_CLASSES, ORDER_OF_OBJECTS, EMPTY, "extra split"}),
+    "coco_stuff": frozenset({ORDER, FIXED_CLASSES, ORDER_OF_OBJECTS, "extra split"}),
     # Masks and polygons of one image become masks when they are read.
-    "coco": frozenset({HOLE_POINTS, IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
-    "labelme": frozenset({ORDER, HOLE_POINTS}),
-    "cvat": frozenset({HOLE_POINTS, PART_POINTS}),
+    "coco": frozenset({IDS_OF_OBJECTS, *(f"extra {each}" for each in IDENTITY)}),
+    "labelme": frozenset({ORDER}),
 }
 """Format -> what else it changes, which its `write` tells."""
 

@@ -42,7 +42,7 @@ DESCRIPTION = Description(
     carries=frozenset(Feature)
     - {
         *(Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.OWN_BOXES, Feature.TAGS),
-        *(Feature.SCORES, Feature.CROWDS, Feature.VOLUMES),
+        *(Feature.SCORES, Feature.CROWDS, Feature.VOLUMES, Feature.BACKGROUND),
     },
 )
 

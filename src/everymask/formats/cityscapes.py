@@ -42,6 +42,7 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.SEMANTIC, Task.INSTANCE, Task.PANOPTIC, Task.DETECTION}),
     carries=frozenset(
         {
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.HOLES,
             Feature.PARTS,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,7 @@ DESCRIPTION = Description(
     # Holes are carried as pixels: an object with holes is written as run lengths, and an image that has such an object
     # is read as masks, so that the points of polygons are carried only in images where no object has a hole.
     carries=frozenset(Feature) - {Feature.VOID, Feature.VOLUMES, Feature.TAGS, Feature.UNANNOTATED},
+    as_pixels=frozenset({Feature.HOLES}),
 )
 
 _ANY = msgspec.json.Decoder(Any)
@@ -330,7 +332,7 @@ def _further(columns: Columns, row: int, path: Path) -> dict[str, Any]:
 
 
 def _check_names(files: Sequence[str], ids: NDArray[np.int64], path: Path) -> None:
-    """Makes sure that no file name leads out of the folder of the images.
+    """Makes sure that no file name leads out of the folder of the images, and that none is there twice.
 
     Raises:
         InputError: One does.
@@ -341,6 +343,9 @@ def _check_names(files: Sequence[str], ids: NDArray[np.int64], path: Path) -> No
         except InputError:
             # The place is made only now, since making it takes longer than the check.
             check_relative(file, f"{path}: image {ids[files.index(file)]}")
+    if len(set(files)) < len(files):
+        double = next(file for file, count in Counter(files).items() if count > 1)
+        raise InputError(f"{path}: two images have the file name {double!r}; remove one, and join their annotations")
 
 
 def _categories(items: Sequence[schema.JsonCategory], path: Path) -> Categories:

@@ -47,7 +47,8 @@ DESCRIPTION = Description(
     summary="COCO panoptic: JSON of segments, and PNG whose colours are their ids (or 2-channel PNG)",
     layout="NAME.json with segments_info beside a folder NAME/ of PNG",
     tasks=frozenset({Task.PANOPTIC, Task.SEMANTIC, Task.INSTANCE, Task.DETECTION}),
-    carries=frozenset(Feature) - {Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.VOLUMES, Feature.TAGS},
+    carries=frozenset(Feature)
+    - {Feature.POINTS, Feature.OVERLAP, Feature.BOXES, Feature.VOLUMES, Feature.TAGS, Feature.BACKGROUND},
 )
 
 _IMAGE = msgspec.json.Decoder(schema.JsonPanopticImage)

@@ -165,7 +165,12 @@ def segmentation(raw: msgspec.Raw, place: str, size: tuple[int, int]) -> tuple[P
     if isinstance(found, JsonRle):
         if found.size != size:
             raise InputError(f"its RLE has the size {list(found.size)}, but the image {list(size)} (height, width)")
-        counts = rle.from_string(found.counts) if isinstance(found.counts, str) else np.array(found.counts, np.uint32)
+        if isinstance(found.counts, str):
+            counts = rle.from_string(found.counts)
+        elif max(found.counts, default=0) > size[0] * size[1]:
+            raise InputError(f"its RLE has a run of {max(found.counts)} pixels, in an image of {size[0] * size[1]}")
+        else:
+            counts = np.array(found.counts, np.uint32)
         rle.check(counts, size)
         return counts
     return tuple(_polygon(each, size) for each in found or ())

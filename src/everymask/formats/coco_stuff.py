@@ -39,7 +39,9 @@ DESCRIPTION = Description(
     summary="COCO-Stuff: PNG masks of 80 things and 91 kinds of stuff",
     layout="stuffthingmaps/PART/*.png or stuff_PART_pixelmaps/*.png, with images/PART/",
     tasks=frozenset({Task.SEMANTIC}),
-    carries=frozenset({Feature.MASKS, Feature.HOLES, Feature.PARTS, Feature.VOID, Feature.IDS, Feature.STUFF}),
+    carries=frozenset(
+        {Feature.CLASSES, Feature.MASKS, Feature.HOLES, Feature.PARTS, Feature.VOID, Feature.IDS, Feature.STUFF}
+    ),
     attributes=frozenset(),
 )
 

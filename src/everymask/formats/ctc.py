@@ -55,6 +55,7 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.INSTANCE, Task.SEMANTIC, Task.DETECTION}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
             Feature.MASKS,
             Feature.HOLES,
             Feature.PARTS,

@@ -35,6 +35,9 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.INSTANCE, Task.DETECTION, Task.CLASSIFICATION}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
+            Feature.EMPTY,
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.POINTS,
             Feature.HOLES,
@@ -47,6 +50,7 @@ DESCRIPTION = Description(
             Feature.EXTRA,
         }
     ),
+    as_pixels=frozenset({Feature.HOLES, Feature.PARTS}),
 )
 
 

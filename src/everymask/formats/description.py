@@ -29,8 +29,11 @@ class Feature(StrEnum):
     SCORES = "scores"
     CROWDS = "regions marked as crowds"
     VOID = "void pixels"
+    BACKGROUND = "the difference between background and void pixels"
+    EMPTY = "objects without pixels"
     VOLUMES = "volumes"
     UNANNOTATED = "the difference between images without annotation and images without objects"
+    CLASSES = "classes of objects"
     IDS = "ids of categories"
     COLOURS = "colours of categories"
     SUPERCATEGORIES = "groups of categories"
@@ -48,6 +51,8 @@ class Description:
         tasks: What its annotations can train and score.
         carries: What survives being written and read. What a data set holds beyond that is lost.
         attributes: Names of the attributes of objects that survive; None for any.
+        as_pixels: Which of `Feature.HOLES` and `Feature.PARTS` are carried as pixels: then so are all polygons of an
+            image that has one.
     """
 
     summary: str
@@ -55,6 +60,7 @@ class Description:
     tasks: frozenset[Task]
     carries: frozenset[Feature]
     attributes: frozenset[str] | None = None
+    as_pixels: frozenset[Feature] = frozenset()
 
 
 class Format(Protocol):

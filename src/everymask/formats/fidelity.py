@@ -13,6 +13,8 @@ from everymask.types import Dataset, LabelMap, Polygons, Segments
 
 BOX_TOLERANCE = 0.5
 """Pixels by which a data set's box may differ from that of the outline and still be called the same."""
+POINTS_BESIDE = "the points of polygons in images with holes or parts (their pixels are kept)"
+"""What is lost where holes or parts are carried as pixels; see `Description.as_pixels`."""
 _SHAPES = frozenset({Feature.HOLES, Feature.PARTS})
 
 
@@ -67,6 +69,8 @@ def _of_categories(dataset: Dataset) -> Iterator[Feature]:
     # Any format that has its own numbers keeps the order, so ids that merely count are found again.
     if list(categories.ids) not in (list(range(len(categories))), list(range(1, len(categories) + 1))):
         yield Feature.IDS
+    if len(categories) > 1:
+        yield Feature.CLASSES
     if any(each.colour is not None for each in categories):
         yield Feature.COLOURS
     if any(each.supercategory is not None for each in categories):
@@ -89,6 +93,8 @@ def _of_segments(segments: Segments, description: Description) -> Iterator[str]:
     geometry = segments.geometry
     if isinstance(geometry, LabelMap) and Feature.VOID not in carries and bool((geometry.ids < 0).any()):
         yield Feature.VOID
+    if Feature.BACKGROUND not in carries and Feature.MASKS in carries and _has_background(segments):
+        yield Feature.BACKGROUND
     if not len(segments):
         return
     if geometry is None:
@@ -99,6 +105,13 @@ def _of_segments(segments: Segments, description: Description) -> Iterator[str]:
         return  # boxes are all that is left, so that nothing finer can be lost on top
     if isinstance(geometry, Polygons) and Feature.POINTS not in carries:
         yield Feature.POINTS
+    if Feature.EMPTY not in carries and bool((segments.areas() == 0).any()):
+        yield Feature.EMPTY
+    if isinstance(geometry, Polygons):
+        holes = any(polygon.holes for parts in geometry.parts for polygon in parts)
+        several = any(len(parts) > 1 for parts in geometry.parts)
+        if (holes and Feature.HOLES in description.as_pixels) or (several and Feature.PARTS in description.as_pixels):
+            yield POINTS_BESIDE
     if Feature.OBJECTS not in carries and len(np.unique(segments.category)) < len(segments):
         yield Feature.OBJECTS
     if Feature.OWN_BOXES not in carries and _has_own_boxes(segments):
@@ -127,3 +140,10 @@ def _overlaps(segments: Segments) -> bool:
     except InputError:
         return True
     return False
+
+
+def _has_background(segments: Segments) -> bool:
+    """Whether there are pixels of no object that are not void."""
+    if segments.geometry is None:
+        return not len(segments)
+    return bool((segments.label_map("last") == 0).any())

@@ -33,6 +33,8 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.INSTANCE, Task.DETECTION}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.POINTS,
             Feature.HOLES,

@@ -38,7 +38,7 @@ DESCRIPTION = Description(
     summary="images in folders of their classes (classification)",
     layout="CLASS/NAME.jpg for two or more classes, perhaps below train/, val/ and test/",
     tasks=frozenset({Task.CLASSIFICATION}),
-    carries=frozenset({Feature.TAGS, Feature.EXTRA}),
+    carries=frozenset({Feature.CLASSES, Feature.TAGS, Feature.EXTRA}),
     attributes=frozenset(),
 )
 

@@ -34,6 +34,8 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.INSTANCE, Task.DETECTION}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.POINTS,
             Feature.HOLES,

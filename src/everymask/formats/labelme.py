@@ -42,6 +42,9 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.INSTANCE, Task.DETECTION}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
+            Feature.EMPTY,
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.POINTS,
             Feature.HOLES,
@@ -54,6 +57,7 @@ DESCRIPTION = Description(
             Feature.EXTRA,
         }
     ),
+    as_pixels=frozenset({Feature.HOLES}),
 )
 
 

@@ -43,6 +43,8 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.INSTANCE, Task.SEMANTIC}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.HOLES,
             Feature.PARTS,

@@ -68,6 +68,9 @@ DESCRIPTION = Description(
     tasks=frozenset({Task.DETECTION, Task.INSTANCE, Task.SEMANTIC}),
     carries=frozenset(
         {
+            Feature.BACKGROUND,
+            Feature.EMPTY,
+            Feature.CLASSES,
             Feature.MASKS,
             Feature.HOLES,
             Feature.PARTS,

@@ -40,7 +40,18 @@ DESCRIPTION = Description(
     summary="YOLO text files: boxes or polygons as fractions of the image (Ultralytics, Darknet)",
     layout="data.yaml with images/ and labels/, or obj.data, or classes.txt beside text files",
     tasks=frozenset({Task.DETECTION, Task.INSTANCE}),
-    carries=frozenset({Feature.MASKS, Feature.POINTS, Feature.OVERLAP, Feature.OBJECTS, Feature.BOXES}),
+    carries=frozenset(
+        {
+            Feature.BACKGROUND,
+            Feature.EMPTY,
+            Feature.CLASSES,
+            Feature.MASKS,
+            Feature.POINTS,
+            Feature.OVERLAP,
+            Feature.OBJECTS,
+            Feature.BOXES,
+        }
+    ),
     attributes=frozenset(),
 )
 
