@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from everymask.errors import InputError, unknown_name
-from everymask.formats.joining import join_parts
+from everymask.formats.joining import PARTS, join_parts
 
 if TYPE_CHECKING:
     from everymask.formats.description import Description, Format, ReadsPredictions
@@ -53,9 +53,6 @@ FORMATS: dict[str, str] = {
     "image_folder": "everymask.formats.image_folder",
 }
 """Name -> module. The most specific layout comes first: where several recognise a path, the first one wins."""
-
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-"""Folders of these names are parts of the data set above them."""
 
 
 _DEPTH, _MOST_FOLDERS = 3, 300
@@ -143,11 +140,8 @@ def open_predictions(path: PathLike, dataset: Dataset) -> Mapping[str, Segments]
         InputError: The results are malformed, or are none for this data set.
     """
     path = Path(path)
-    for name in FORMATS:
-        module = importlib.import_module(FORMATS[name])
-        if hasattr(module, "recognise_predictions") and module.recognise_predictions(path):
-            return cast("ReadsPredictions", module).read_predictions(path, dataset)
-    return None
+    name = _format_of_results(path)
+    return None if name is None else cast("ReadsPredictions", _module(name)).read_predictions(path, dataset)
 
 
 def _existing(path: PathLike) -> Path:
@@ -161,6 +155,15 @@ def _existing(path: PathLike) -> Path:
 
 def _recognised(path: Path) -> str | None:
     return next((name for name in FORMATS if _module(name).recognise(path)), None)
+
+
+def _format_of_results(path: Path) -> str | None:
+    """Name of the format that `path` holds results of a program in; None if there is none."""
+    for name in FORMATS:
+        module = _module(name)
+        if hasattr(module, "recognise_predictions") and cast("ReadsPredictions", module).recognise_predictions(path):
+            return name
+    return None
 
 
 def _parts(path: Path) -> dict[str, str]:
@@ -199,10 +202,9 @@ def _only_one_below(path: Path) -> Path:
 
 
 def _unrecognised(path: Path) -> InputError:
-    for name in FORMATS:
-        module = importlib.import_module(FORMATS[name])
-        if hasattr(module, "recognise_predictions") and module.recognise_predictions(path):
-            return InputError(f"{path} holds results ({name}), no data set; give it to evaluate as --predictions")
+    results = _format_of_results(path)
+    if results is not None:
+        return InputError(f"{path} holds results ({results}), no data set; give it to evaluate as --predictions")
     if path.suffix.lower() == ".json" and path.is_file():
         from everymask.formats.coco_schema import check_keys
 

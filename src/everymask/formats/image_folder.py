@@ -29,7 +29,7 @@ from everymask.files import atomic_write
 from everymask.formats.description import Description, Feature
 from everymask.formats.exporting import copy_image
 from everymask.formats.images import image_size, read_image
-from everymask.formats.joining import join_parts
+from everymask.formats.joining import PARTS, join_parts
 from everymask.formats.listing import IMAGE_SUFFIXES, list_images
 from everymask.formats.metadata import read_extras
 from everymask.types import Categories, Category, Dataset, Sample, Segments, Task
@@ -42,7 +42,6 @@ DESCRIPTION = Description(
     attributes=frozenset(),
 )
 
-_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _RESERVED = {
     *(
         "annotation",
@@ -86,7 +85,7 @@ def recognise(path: Path) -> bool:
 
 def _are_parts(path: Path) -> bool:
     names = _folders(path)
-    if not names or any(name.lower() not in _PARTS for name in names):
+    if not names or any(name.lower() not in PARTS for name in names):
         return False
     # A small part may well have images of a single class.
     found = [_classes_with_images(path / name) for name in names]
@@ -145,13 +144,13 @@ def read(path: Path, *, split: str | None = None) -> Dataset:
     if not path.is_dir():
         raise InputError(f"{path} is a file, but classes are folders; name the folder above them")
     below = _folders(path)
-    parts = [name for name in below if name.lower() in _PARTS] if set(map(str.lower, below)) <= _PARTS else []
+    parts = [name for name in below if name.lower() in PARTS] if set(map(str.lower, below)) <= PARTS else []
     if split is not None and split not in parts:
         raise InputError(f"{path} has no part {split!r}; it has {', '.join(parts) or 'no parts at all'}")
     if not parts:
         family = [path]
-        if path.name.lower() in _PARTS:
-            family += [path.parent / name for name in _folders(path.parent) if name.lower() in _PARTS]
+        if path.name.lower() in PARTS:
+            family += [path.parent / name for name in _folders(path.parent) if name.lower() in PARTS]
         return _read_part(path, _classes(family), path.name)
     categories = _classes([path / name for name in parts])
     opened = {name: _read_part(path / name, categories, name) for name in ([split] if split is not None else parts)}
@@ -233,7 +232,7 @@ def write(dataset: Dataset, target: Path, *, link_images: bool = False) -> None:
             raise InputError(f"{sample.name} has {found}, but a folder of images needs one class for each image")
         label = dataset.categories.by_id(int(segments.category[0])).name
         split = sample.extra.get("split")
-        part = split if isinstance(split, str) and split.lower() in _PARTS else ""
+        part = split if isinstance(split, str) and split.lower() in PARTS else ""
         rest = sample.name.removeprefix(f"{part}/") if part else sample.name
         name = f"{label}/{rest.removeprefix(f'{label}/').replace('/', '_')}"
         place = f"{part}/{name}" if part else name

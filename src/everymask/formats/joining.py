@@ -11,6 +11,9 @@ from pathlib import Path
 from everymask.errors import InputError
 from everymask.types import Dataset, Sample
 
+PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+"""Folders of these names are parts of the data set above them, and share its classes and its metadata."""
+
 
 def join_parts(parts: Mapping[str, Dataset], root: Path) -> Dataset:
     """One data set of all samples; each is called ``PART/NAME`` and has its part as ``extra["split"]``.

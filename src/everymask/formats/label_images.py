@@ -29,7 +29,7 @@ from everymask.formats.columns import attribute_column
 from everymask.formats.description import Description, Feature
 from everymask.formats.exporting import check_relative, copy_image
 from everymask.formats.images import image_size, read_image, read_labels, write_labels
-from everymask.formats.joining import join_parts
+from everymask.formats.joining import PARTS, join_parts
 from everymask.formats.label_kind import Meaning, has_classes, meaning_of, read_categories
 from everymask.formats.metadata import read_extras
 from everymask.formats.pairing import Pairs, find_layout, find_pairs, splits_of
@@ -49,10 +49,6 @@ DESCRIPTION = Description(
 
 _VOID = 2**16 - 1
 """Void in instance masks that are written: the highest value of a 16-bit PNG."""
-
-
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-"""Folders of these names are parts of what lies above them, and share its classes and its metadata."""
 
 
 class JsonObjects(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,7 +72,7 @@ def recognise(path: Path) -> bool:
     try:
         if not path.is_dir():
             return False
-        return find_layout(path) is not None or any(each.lower() in _SPLITS for each in splits_of(path))
+        return find_layout(path) is not None or any(each.lower() in PARTS for each in splits_of(path))
     except OSError:
         return False
     except InputError:
@@ -117,7 +113,7 @@ def read(
     if not path.is_dir():
         raise InputError(f"{path} is a file, but images with masks are a folder; name the folder")
     layouts = {"": find_layout(path, split)}
-    if layouts[""] is None and split is None and {each.lower() for each in splits_of(path)} <= _SPLITS:
+    if layouts[""] is None and split is None and {each.lower() for each in splits_of(path)} <= PARTS:
         layouts = {part: find_layout(path / part) for part in splits_of(path)}
     if unannotated is None and (path / "categories.json").is_file():
         # A set that was written with images without annotation says so, lest a lost mask pass for one.
@@ -133,7 +129,7 @@ def read(
     opened: dict[str, Dataset] = {}
     for part, each in pairs.items():
         root = path / (part or below)
-        folders = [root, root.parent] if root != path or root.name.lower() in _SPLITS else [root]
+        folders = [root, root.parent] if root != path or root.name.lower() in PARTS else [root]
         if meaning is None or not shared:
             masks = [one.mask_folder / mask for one in shared or [each] for mask in one.masks if mask]
             meaning = meaning_of(masks, folders, kind, classes, void)

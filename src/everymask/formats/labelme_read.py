@@ -22,6 +22,7 @@ from everymask.formats.columns import attribute_column
 from everymask.formats.drawn_shapes import joined
 from everymask.formats.exporting import LONGEST
 from everymask.formats.images import image_size, read_image
+from everymask.formats.joining import PARTS
 from everymask.formats.labelme_shapes import FURTHER, IGNORED, JsonShape, as_written, is_object, outline, same_shapes
 from everymask.formats.listing import IMAGE_SUFFIXES, list_images, natural_key
 from everymask.formats.places import candidates, check_missing
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 _IMAGE_KEYS = frozenset({"version", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"})
 """Keys of a JSON that are not `Sample.extra`."""
 _T = TypeVar("_T")
-_PARTS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 class JsonIndex(msgspec.Struct):
@@ -265,7 +265,7 @@ class _Reader:
         if entry.json is not None:
             extra = self._extra(entry.json)
             segments = partial(self.segments, entry, entry.json)
-        if self.split_names and "/" in entry.name and part.lower() in _PARTS:
+        if self.split_names and "/" in entry.name and part.lower() in PARTS:
             extra.setdefault("split", part)
         return Sample(entry.name, partial(self.image, entry), segments, entry.image, extra)
 

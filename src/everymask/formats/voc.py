@@ -36,7 +36,7 @@ from everymask.errors import InputError
 from everymask.formats.description import Description, Feature
 from everymask.formats.exporting import check_relative
 from everymask.formats.images import image_size, read_image
-from everymask.formats.joining import join_parts
+from everymask.formats.joining import PARTS, join_parts
 from everymask.formats.listing import list_images, natural_key
 from everymask.formats.metadata import read_extras
 from everymask.formats.places import FOLDERS, candidates, check_missing, images_by_stem
@@ -86,7 +86,6 @@ DESCRIPTION = Description(
 )
 
 _KINDS = ("detection", "instance", "semantic")
-_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 _TOLERANCE = 1.0
 """Pixels by which boxes may lie outside their image: one, for those who count from 0 and those who count from 1."""
 
@@ -144,9 +143,9 @@ def read(
 
 def _siblings(root: Path) -> list[Layout]:
     """The other parts of the data set that `root` is a part of, so that all have the same classes."""
-    if root.name.lower() not in _PARTS:
+    if root.name.lower() not in PARTS:
         return []
-    beside = (Path(each.path) for each in os.scandir(root.parent) if each.is_dir() and each.name.lower() in _PARTS)
+    beside = (Path(each.path) for each in os.scandir(root.parent) if each.is_dir() and each.name.lower() in PARTS)
     return [found for each in sorted(beside) if each != root and (found := find_layout(each)) is not None]
 
 
