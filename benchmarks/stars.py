@@ -1,11 +1,12 @@
 """StarDist kernels against the official program (`pip install stardist`; no TensorFlow needed).
 
-    python benchmarks/stars.py [--repeats 7]
+    python benchmarks/stars.py [--repeats 7] [--model nuclei --images ../shared/data/dsb2018/val/images]
 
 Prints the median times of both, measured in turns, and their ratio, on a synthetic field of nuclei: star distances of a
-2048 x 2048 label image; suppression, rendering and both together for a prediction of 1024 x 1024 pixels on a grid of 2.
-Results are compared in the same run. Ours uses one thread, the official program all that OpenMP gives it
-(set OMP_NUM_THREADS=1 to compare one with one); other programs running at the same time slow OpenMP down most.
+2048 x 2048 label image; suppression, rendering and both together for a prediction of 1024 x 1024 pixels on a grid of 2;
+rendering of 10,000 objects of 8192 x 8192 pixels. With ``--model`` also suppression for what a network says of the
+images of a folder. Results are compared in the same run. Ours uses one thread, the official program all that OpenMP
+gives it (set OMP_NUM_THREADS=1 to compare one with one); other programs running at the same time slow OpenMP down most.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +78,10 @@ def main() -> None:
     """Run all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--model", help="a StarDist model")
+    parser.add_argument("--images", type=Path, help="folder of the images that it predicts")
+    given = parser.parse_args()
+    repeats = given.repeats
     threads = os.environ.get("OMP_NUM_THREADS", f"all {os.cpu_count()}")
     print(f"official program with {threads} threads, load {os.getloadavg()[0]:.1f}")
 
@@ -116,6 +121,48 @@ def main() -> None:
         repeats,
     )
     compare("suppression and rendering", ours_decoded, official_decoded, repeats)
+
+    points, rays = np.random.default_rng(0).uniform(0, 8192, (10_000, 2)).astype(np.int32), kept[1]
+    rays = np.resize(rays, (len(points), rays.shape[1]))
+    compare(
+        "rendering 10,000 objects 8192^2",
+        lambda: render_stars(points, rays, (8192, 8192)),
+        lambda: polygons_to_label(rays, points, (8192, 8192), prob=-np.arange(len(points))),
+        repeats,
+    )
+    if given.model and given.images:
+        compare_predicted(given.model, given.images, repeats)
+
+
+def compare_predicted(name: str, folder: Path, repeats: int) -> None:
+    """Suppression of the candidates of all images of a folder, one image after the other."""
+    import torch
+
+    from everymask.formats.images import read_image
+    from everymask.model import Model
+
+    model = Model.load(name)
+    grid, thresholds = model.method.grid, model.method.thresholds
+    found = []
+    for path in sorted(folder.iterdir()):
+        outputs, (height, width) = model.predictor().outputs(read_image(path))
+        rows, columns = -(-height // grid), -(-width // grid)
+        probability = torch.sigmoid(outputs["probability"][0, 0, :rows, :columns].float()).cpu().numpy()
+        distances = outputs["distances"][0, :, :rows, :columns].permute(1, 2, 0).float().cpu().numpy()
+        found.append(candidates(probability, distances, thresholds["probability"], grid=grid))
+    print(f"{len(found)} images: {sum(len(scores) for _, scores, _ in found)} candidates")
+
+    def ours() -> NDArray[np.bool_]:
+        return np.concatenate([non_maximum_suppression(*each, thresholds["overlap"]) for each in found])
+
+    def official() -> NDArray[np.bool_]:
+        kept = [
+            non_maximum_suppression_inds(rays, points.astype(np.int32), scores, thresh=thresholds["overlap"], verbose=0)
+            for points, scores, rays in found
+        ]
+        return np.concatenate(kept).astype(bool)
+
+    compare("suppression, predicted", ours, official, repeats)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from everymask.data.preprocessing import Preprocessing
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.stardist import StarDist
 from everymask.methods.recipe import Recipe
+from everymask.methods.semantic.common import SemanticMethod
 from everymask.types import LabelMap, Segments, Task
 
 PLAIN = Preprocessing(channels=1, normalise="scale")
@@ -135,3 +136,20 @@ def objects_of(segments: Segments) -> set[tuple[int, bytes]]:
 def random_images(count: int, size: tuple[int, int], channels: int = 1, seed: int = 0) -> Tensor:
     """(count, channels, H, W) in 0..1."""
     return torch.rand(count, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+class Vignette(SemanticMethod):
+    """Two classes by intensity, seen through a lens that is wrong towards the edges of whatever it is shown.
+
+    The logits are off by `depth` at the left edge of the input, less and less over `reach` pixels.
+    """
+
+    def __init__(self, reach: int = 64, depth: float = 2.0, stride: int = 8) -> None:
+        super().__init__()
+        self.prepare(2, 1, False, "cross_entropy")
+        self.reach, self.depth, self.stride, self.context = reach, depth, stride, reach
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        wrong = self.depth * (1 - torch.arange(images.shape[-1]) / self.reach).clamp(min=0)
+        logit = 4 * images[:, 0] - 2 + wrong
+        return {"classes": torch.stack([torch.zeros_like(logit), logit], 1)}

@@ -29,9 +29,8 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
 
     def run(method: str, data: Path, val: Path, *options: object) -> Ended:
         capsys.readouterr()
-        code = main(
-            [str(each) for each in ("train", method, "--data", data, "--val", val, "--out", tmp_path / "out", *options)]
-        )
+        out = () if "--out" in options else ("--out", tmp_path / "out")
+        code = main([str(each) for each in ("train", method, "--data", data, "--val", val, *out, *options)])
         captured = capsys.readouterr()
         return Ended(code, captured.out, captured.err)
 
@@ -49,6 +48,7 @@ def make_scenes(
     maps: Sequence[NDArray[np.uint8]],
     classes: Sequence[str] | None = CLASSES,
     channels: Sequence[int] = (3,),
+    void: int | None = 255,
 ) -> Path:
     """Images with class maps: images/0.png with labels/0.png and so on, and perhaps a list of classes."""
     for number, each in enumerate(maps):
@@ -59,7 +59,7 @@ def make_scenes(
         save(folder / "labels" / f"{number}.png", each)
     if classes:
         categories = [{"id": value, "name": name} for value, name in enumerate(classes)]
-        meaning = {"kind": "semantic", "void": 255, "categories": categories}
+        meaning = {"kind": "semantic", "void": void, "categories": categories}
         (folder / "categories.json").write_text(json.dumps(meaning), encoding="utf-8")
     return folder
 
@@ -88,16 +88,29 @@ def spoilt() -> list[NDArray[np.uint8]]:
 
 
 def test_a_label_that_is_no_class(run: Run, good: Path, tmp_path: Path) -> None:
-    data = make_scenes(tmp_path / "data", spoilt())
+    data = make_scenes(tmp_path / "data", spoilt(), void=None)
+    mask = str(data / "labels" / "2.png")
     for training, validation in ((data, good), (good, data)):
-        run("unet", training, validation, *SMALL).refused(str(data / "labels" / "2.png"), "[7]", "3 classes")
+        run("unet", training, validation, *SMALL).refused(mask, "[7]", "3 classes", "--void 7")
+    # The advice works, in both ways that it names.
+    assert run("unet", data, data, *SMALL, "--void", "7").code == 0
+    again = ("--out", tmp_path / "again")
+    assert run("unet", data, data, *SMALL, "--reading.void", "7", *again).code == 0
+
+
+def test_void_where_there_is_none(run: Run, tmp_path: Path) -> None:
+    data = make_folders(tmp_path / "data", ("cat", "dog"))
+    ended = run("classifier", data, data, *BACKBONE, "--size", "32", "--void", "3")
+    ended.refused(str(data), "image_folder", "leave out --void")
+    ended = run("classifier", data, data, *BACKBONE, "--size", "32", "--reading.imagse", "x")
+    ended.refused("image_folder", "imagse")
 
 
 def test_a_class_that_the_training_data_lack(run: Run, tmp_path: Path) -> None:
     training = make_scenes(tmp_path / "train", [labels(i) for i in range(4)], None)
     validation = make_scenes(tmp_path / "val", spoilt(), None)
     place = str(validation / "images" / "2.png")
-    run("unet", training, validation, *SMALL).refused(place, "[7]", "all classes", "void")
+    run("unet", training, validation, *SMALL).refused(place, "[7]", "all classes", "--void 7")
 
 
 @pytest.mark.parametrize("classes", [("sky", "road", "bus"), ("road", "sky", "car")])
@@ -130,6 +143,15 @@ def test_one_class(run: Run, tmp_path: Path) -> None:
     assert run("unet", data, data, *SMALL).code == 0
 
 
+def test_class_names_of_a_text_file_that_differ(run: Run, tmp_path: Path) -> None:
+    folders = []
+    for name, classes in (("train", "sky\nroad\ncar\n"), ("val", "sky\nstreet\ncar\n")):
+        folder = make_scenes(tmp_path / name, [labels(i) for i in range(2)], None)
+        (folder / "classes.txt").write_text(classes)
+        folders.append(folder)
+    run("unet", *folders, *SMALL).refused(str(folders[1]), "'street'", "'road'", "same list of classes")
+
+
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +172,14 @@ def test_channels_that_are_not_there(run: Run, tmp_path: Path) -> None:
     ended.refused(
         str(data / "images"), "channels", "takes 5", "--channels 3" if "0.png" in ended.err else "--channels 1"
     )
+
+
+def test_images_without_annotation(run: Run, good: Path, tmp_path: Path) -> None:
+    data = make_scenes(tmp_path / "data", [labels(i) for i in range(4)])
+    (data / "labels" / "3.png").unlink()
+    run("unet", data, good, *SMALL).refused(str(data / "images"), "3.png", "without a mask")
+    kept = ("--reading.unannotated", "keep")
+    run("unet", data, good, *SMALL, *kept).refused(str(data / "images" / "3.png"), "no annotation", "annotate it")
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

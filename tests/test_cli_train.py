@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -124,7 +125,8 @@ def test_options_file_in_other_encodings(tmp_path: Path) -> None:
 def test_no_option_means_two_things_and_all_are_described(name: str) -> None:
     groups = [recipe_options(Recipe(), "r"), method_options(method_class(name), "m")]
     names = [each.name for group in groups for each in fields(group)]
-    taken = {"method", "data", "val", "out", "config", "resume", "channels", "quiet", "json", "debug"}
+    taken = {"method", "data", "val", "out", "config", "resume", "channels", "quiet", "json", "debug", "format"}
+    taken |= {"void", "reading", "preview", "tensorboard", "weights", "new_logits", "backbone_weights", "data_licence"}
     assert len(set(names)) == len(names) and not set(names) & taken
     for group in groups:
         for each in fields(group):
@@ -198,3 +200,133 @@ def test_interrupted_training_says_how_to_go_on(
     assert main(arguments) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("interrupted") and "--resume" in last and str(tmp_path / "run") in last
+
+
+# -- what the recipe depends on ----------------------------------------------------------------------------------------
+
+
+def test_a_backbone_brings_the_recipe_for_photographs(called: dict[str, Any], tmp_path: Path) -> None:
+    photographs = method_class("pspnet").recipe()
+    assert main(["train", "unet", "--data", "d", "--out", "o"]) == 0
+    assert called["recipe"] == method_class("unet").recipe() != photographs
+    for way in (["--backbone", "resnet34"], ["--backbone=resnet34"]):
+        assert main(["train", "unet", "--data", "d", "--out", "o", *way, "--epochs", "7"]) == 0
+        assert called["recipe"] == photographs.with_options(epochs=7)
+    file = tmp_path / "run.toml"
+    file.write_text('[method]\nbackbone = "resnet34"\n')
+    assert main(["train", "unet", "--data", "d", "--out", "o", "--config", str(file)]) == 0
+    assert called["recipe"] == photographs and called["options"]["backbone"] == "resnet34"
+
+
+def test_the_help_shows_the_recipe_that_applies(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, photographs = method_class("unet").recipe(), method_class("pspnet").recipe()
+    assert plain.crop != photographs.crop
+    for options, title, crop in (
+        ([], "defaults of unet)", plain.crop),
+        (["--backbone", "resnet34"], "", photographs.crop),
+    ):
+        assert main(["train", "unet", *options, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert (title or "defaults of unet --backbone resnet34)") in shown
+        line = next(each for each in shown.splitlines() if " --crop " in f"{each} ")
+        assert f"[default: {crop}]" in " ".join(shown[shown.index(line) :].split())[:300]
+
+
+def test_models_made_in_python_have_it_too() -> None:
+    from everymask import Model
+
+    model = Model("unet", ["a", "b"], backbone="test_resnet")
+    assert model._recipe(None, {}) == method_class("pspnet").recipe()
+    assert model._recipe(None, {"epochs": 3}).epochs == 3
+
+
+# -- a look at the data ------------------------------------------------------------------------------------------------
+
+
+def test_the_preview_shows_what_the_network_gets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_discs(tmp_path / "data")
+    plain = ["--flip", "none", "--scale", "1", "1", "--brightness", "0", "--contrast", "1", "1", "--noise", "0"]
+    arguments = ["train", "unet", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--preview"]
+    assert main([*arguments, "--crop", "64", "--base", "4", "--depth", "1", *plain]) == 0
+    assert str(tmp_path / "run" / "preview.png") in capsys.readouterr().out
+    assert [each.name for each in (tmp_path / "run").iterdir()] == ["preview.png"]
+    with Image.open(tmp_path / "run" / "preview.png") as file:
+        sheet = np.asarray(file).astype(int)
+    # Four rows of four tiles; a dark ground of 30 to 50 and discs of 180 to 200 become about 0 and 255.
+    assert sheet.shape[0] > 4 * 320 and sheet.shape[1] > 4 * 320
+    middle = sheet[100:280, 30:280]
+    assert np.median(middle) < 30 and np.percentile(middle, 98) > 180
+    assert (np.ptp(middle, axis=-1) > 60).any()  # coloured contours on grey
+
+    assert main([*arguments, "--crop", "64", "--base", "4", "--depth", "1", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"preview": str(tmp_path / "run" / "preview.png")}
+
+
+# -- event files -------------------------------------------------------------------------------------------------------
+
+
+def test_event_files_hold_what_the_log_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write_discs(tmp_path / "data")
+    data = str(tmp_path / "data")
+    arguments = ["train", "unet", "--data", data, "--val", data, "--out", str(tmp_path / "run"), "--quiet"]
+    arguments += ["--crop", "32", "--base", "4", "--depth", "1", "--workers", "0", "--batch-size", "2"]
+    arguments += ["--steps-per-epoch", "20", "--tensorboard", "--schedule", "constant"]
+    assert main([*arguments, "--epochs", "1"]) == 0
+    assert main([*arguments, "--epochs", "2", "--resume"]) == 0
+    found = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    epochs = [each for each in log if each["event"] == "epoch"]
+    for tag, values in {
+        "training_loss/total": [each["loss"]["total"] for each in epochs],
+        "training_loss/cross_entropy": [each["loss"]["cross_entropy"] for each in epochs],
+        "training/learning_rate": [each["learning_rate"] for each in epochs],
+        "validation/miou": [each["validation"]["miou"] for each in epochs],
+        "validation_loss/total": [each["validation"]["loss"] for each in epochs],
+        "validation_loss/cross_entropy": [each["validation"]["loss/cross_entropy"] for each in epochs],
+    }.items():
+        last = {each.step: each.value for each in found.Scalars(tag)}
+        assert last == pytest.approx({20: values[0], 40: values[1]}), tag
+    steps = {each["step"]: each["gradient_norm"] for each in log if each["event"] == "step"}
+    assert {each.step: each.value for each in found.Scalars("training/gradient_norm")} == pytest.approx(steps)
+    tags = found.Tags()["images"]
+    assert len(tags) == 4
+    pictures = found.Images(tags[0])
+    assert [each.step for each in pictures] == [20, 40]
+    assert (pictures[0].height, pictures[0].width) == (72, 3 * 80)  # the image, its annotation and its prediction
+
+
+def test_without_tensorboard_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    write_discs(tmp_path / "data", 2)
+    data = str(tmp_path / "data")
+    options = ["--crop", "32", "--base", "4", "--depth", "1", "--tensorboard", "--quiet"]
+    assert main(["train", "unet", "--data", data, "--val", data, "--out", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install everymask[tensorboard]" in error
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+# -- images without annotation -----------------------------------------------------------------------------------------
+
+
+def test_methods_that_learn_from_unlabelled_images_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eight of ten images have no mask; those that have one are for validation, too."""
+    from everymask.methods.semantic.unet import UNetSegmentation
+
+    write_discs(tmp_path / "data", 10)
+    for number in range(8):
+        (tmp_path / "data" / "masks" / f"{number}.png").unlink()
+    arguments = ["train", "unet", "--data", str(tmp_path / "data"), "--crop", "32", "--base", "4", "--depth", "1"]
+    arguments += ["--workers", "0", "--batch-size", "2", "--epochs", "1", "--balance", "classes"]
+    assert main([*arguments, "--out", str(tmp_path / "refused")]) == 2
+    assert "8 images" in capsys.readouterr().err
+    monkeypatch.setattr(UNetSegmentation, "learns_from_unlabelled", True)
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    start = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert (start["images"], start["validation_images"]) == (9, 1)

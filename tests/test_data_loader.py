@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from everymask.data.augment import Augmentation
-from everymask.data.loader import Crops, CropStream, Draw, Store, batches, collate, decode
+from everymask.data.loader import Crops, batches, collate
 from everymask.data.preprocessing import Preprocessing
+from everymask.data.sampling import CropStream, Draw
+from everymask.data.store import Store, decode
 from everymask.errors import InputError
 from everymask.types import Categories, Category, Dataset, LabelMap, Sample, Segments, Task
 

@@ -265,6 +265,16 @@ def test_rendering_equals_official(seed: int) -> None:
     np.testing.assert_array_equal(render_stars(points, distances, (120, 111), scores), expected)
 
 
+def test_large_images_are_painted_in_parts_as_a_whole() -> None:
+    """Objects across the edges of the parts, and larger than them, in an image of three by two."""
+    points, distances, scores = random_stars(1, 60, 2100)
+    distances[:20] *= 6
+    distances[20] = 1200
+    expected = geometry.polygons_to_label(distances, points.astype(int), (2100, 1030), prob=scores)
+    assert len(np.unique(expected[1020:1030, :])) > 2
+    np.testing.assert_array_equal(render_stars(points, distances, (2100, 1030), scores), expected)
+
+
 @pytest.mark.parametrize("rays", [4, 8, 32])
 def test_rendering_of_vertices_and_edges_on_pixels_equals_official(rays: int) -> None:
     """Whole radii put vertices, and with four rays whole edges, exactly on pixel centres."""

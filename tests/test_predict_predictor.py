@@ -12,6 +12,7 @@ from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.methods.bottom_up.stardist import StarDist
 from everymask.methods.semantic.unet import UNetSegmentation
+from everymask.predict.convolutions import keep_weights_in_bfloat16, run_pointwise_in_one_thread
 from everymask.predict.device import choose_device, use_bfloat16
 from everymask.predict.folding import fold_batch_normalisation
 from everymask.predict.padding import pad_reflected
@@ -95,6 +96,101 @@ def test_folding_batch_normalisation_changes_no_output() -> None:
     assert not any(isinstance(each, nn.BatchNorm2d) for each in method.modules())
     for name, output in expected.items():
         torch.testing.assert_close(folded[name], output, atol=1e-4, rtol=1e-4)
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """The network with normalisations that do something."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                values.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "mobilenetv3_small_050", "test_convnext"])
+def test_convolutions_of_backbones_are_folded_wherever_they_stand(backbone: str) -> None:
+    torch.manual_seed(0)
+    method = shaken(UNetSegmentation(classes=3, backbone=backbone))
+    images = torch.rand(1, 3, 64, 96)
+    expected = method(images)["classes"]
+    folded = fold_batch_normalisation(method)
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in folded.modules())
+    torch.testing.assert_close(folded(images)["classes"], expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_normalisations_are_kept_where_folding_would_change_the_outputs() -> None:
+    class Tricky(Toy):
+        """Reads a convolution twice, uses a normalisation twice, and has one that stands alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stride = 4
+            self.read_twice, self.first = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+            self.one, self.two, self.shared = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.alone, self.out, self.last = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            features = self.read_twice(images)
+            features = features + self.first(features)
+            features = self.shared(self.one(features)) + self.shared(self.two(features))
+            logits = self.out(self.alone(features.relu()))
+            return {"classes": self.last(logits), "raw": logits}
+
+    method = shaken(Tricky())
+    images = torch.rand(1, 1, 16, 16)
+    expected = method(images)
+    folded = fold_batch_normalisation(method)
+    assert sum(isinstance(each, nn.BatchNorm2d) for each in folded.modules()) == 4
+    for name, output in folded(images).items():
+        torch.testing.assert_close(output, expected[name])
+
+
+def test_networks_that_no_trial_can_run_are_left_as_they_are() -> None:
+    class Picky(Toy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            if images.shape[-1] != 640:
+                raise InputError("640 pixels only")
+            return {"classes": self.body(images)}
+
+    assert isinstance(fold_batch_normalisation(shaken(Picky())).body[1], nn.BatchNorm2d)
+
+
+def test_weights_rounded_beforehand_give_the_outputs_of_autocast() -> None:
+    torch.manual_seed(0)
+    method = shaken(UNetSegmentation(classes=3, backbone="resnet18"))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = method(images)["classes"]
+        keep_weights_in_bfloat16(method)
+        found = method(images)["classes"]
+    assert method.backbone.body.conv1.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_pointwise_convolutions_of_a_single_thread() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        for stride, groups in ((1, 1), (2, 1), (1, 4)):
+            layer = nn.Sequential(nn.Conv2d(16, 32, 1, stride=stride, groups=groups)).requires_grad_(False)
+            for images in (torch.rand(2, 16, 65, 64), torch.rand(1, 16, 1, 1)):
+                expected = layer(images)
+                run_pointwise_in_one_thread(layer)
+                assert type(layer[0]) is not nn.Conv2d
+                torch.testing.assert_close(layer(images), expected)
+                assert layer.double()(images.double()).dtype == torch.float64
+                layer.float()
+        torch.set_num_threads(2)
+        many = nn.Sequential(nn.Conv2d(16, 32, 1))
+        run_pointwise_in_one_thread(many)
+        assert type(many[0]) is nn.Conv2d
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_bfloat16_is_near_float32() -> None:

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from predict_toys import PLAIN, Blobs, StarOracle, Toy, blob_field, random_images
+from predict_toys import PLAIN, Blobs, StarOracle, Toy, Vignette, blob_field, random_images
 from torch import Tensor
 from torch.nn import functional
 
 from everymask.errors import InputError
+from everymask.methods.classify.classifier import Classifier
+from everymask.methods.semantic.unet import UNetSegmentation
 from everymask.predict.predictor import Predictor
-from everymask.predict.tta import VIEWS, average_views, chosen_views
+from everymask.predict.tta import SCALES, VIEWS, View, average_views, check_views, chosen_views
 
 
 class Samples(Toy):
@@ -61,13 +63,13 @@ def test_dihedral_views_are_the_eight_symmetries_of_the_square() -> None:
     square = torch.arange(9).reshape(3, 3)
     copies = {
         tuple(torch.rot90(square, t).flip(-1).flatten().tolist() if f else torch.rot90(square, t).flatten().tolist())
-        for f, t in VIEWS["dihedral"]
+        for f, t, _ in VIEWS["dihedral"]
     }
     assert len(copies) == 8
     flips = {tuple(each.flatten().tolist()) for each in (square, square.flip(0), square.flip(1), square.flip(0, 1))}
     assert {
         tuple((torch.rot90(square, t).flip(-1) if f else torch.rot90(square, t)).flatten().tolist())
-        for f, t in VIEWS["flips"]
+        for f, t, _ in VIEWS["flips"]
     } == flips
 
 
@@ -118,3 +120,99 @@ def test_unknown_augmentations_are_named() -> None:
     assert chosen_views(True) == VIEWS["dihedral"] and chosen_views(False) == VIEWS["none"]
     with pytest.raises(InputError, match="dihedral"):
         chosen_views("dihedrl")  # type: ignore[arg-type]
+
+
+class Ramps(Toy):
+    """Outputs the image at the samples, and a length: twice its value, in pixels of whatever copy it is shown."""
+
+    def __init__(self, grid: int, stride: int, height: int) -> None:
+        super().__init__()
+        self.grid, self.stride, self.height = grid, stride, height
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        step = (..., slice(None, None, self.grid), slice(None, None, self.grid))
+        return {"value": images[step], "length": 2 * images[step] * (images.shape[-2] / self.height)}
+
+    def undo_scale(self, outputs: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        return {"value": outputs["value"], "length": outputs["length"] / factor}
+
+
+@pytest.mark.parametrize(("grid", "stride"), [(1, 1), (1, 8), (2, 8), (4, 16)])
+def test_magnified_copies_are_sampled_at_the_same_pixels(grid: int, stride: int) -> None:
+    # A ramp keeps its values under interpolation, so every copy must say the same away from the border.
+    y, x = np.mgrid[:96, :160]
+    images = torch.from_numpy((0.01 * y + 0.003 * x).astype(np.float32))[None, None]
+    method = Ramps(grid, stride, 96)
+    plain = method(images)
+    inside = (..., slice(12 // grid, -12 // grid), slice(12 // grid, -12 // grid))
+    for view in (*VIEWS["multiscale"], View(True, 1, 0.75), View(False, 3, 1.25)):
+        if view.turns % 2:
+            method.height = 160
+        alone = average_views(method, method, images, (view,))
+        # Antialiasing shifts a ramp by up to a fiftieth of a pixel; a step of a pixel is .003 and .01.
+        torch.testing.assert_close(alone["value"][inside], plain["value"][inside], atol=3e-4, rtol=0)
+        if not view.turns:
+            # The sides of the padded copy are whole strides.
+            torch.testing.assert_close(alone["length"][inside], plain["length"][inside], atol=0, rtol=0.15)
+
+
+def test_several_scales_are_averaged_as_probabilities() -> None:
+    torch.manual_seed(0)
+    method = UNetSegmentation(classes=3, channels=1, base=4, depth=2).eval()
+    image = blob_field((128, 192))
+    predictor = Predictor(method, PLAIN, "cpu", "float32", tta="multiscale")
+    outputs, size = predictor.outputs(image)
+    assert size == (128, 192)
+    images = torch.from_numpy(image)[None, None]
+    total = torch.zeros(1, 4, 128, 192)
+    with torch.no_grad():
+        for scale in SCALES:
+            copy = functional.interpolate(images, scale_factor=scale, mode="bilinear", antialias=scale < 1)
+            assert copy.shape[-1] % method.stride == 0
+            for flip in (False, True):
+                logits = method(copy.flip(-1) if flip else copy)["classes"]
+                logits = functional.interpolate(logits.flip(-1) if flip else logits, (128, 192), mode="bilinear")
+                total += logits.softmax(1)
+    torch.testing.assert_close(outputs["classes"].exp(), total / 6, atol=1e-5, rtol=1e-4)
+    np.testing.assert_array_equal(predictor(image).semantic_map(void=9, background=3), _class_map(total))
+
+
+def _class_map(probabilities: Tensor) -> np.ndarray:
+    """Background, which comes first there, as class 3."""
+    return ((probabilities[0].argmax(0) - 1) % 4).numpy()
+
+
+def test_tiles_of_several_scales_are_as_large_as_before_and_see_as_much() -> None:
+    seen = []
+
+    class Watched(Vignette):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            seen.append(max(images.shape[-2:]))
+            return super().forward(images)
+
+    predictor = Predictor(Watched(reach=24), PLAIN, "cpu", "float32", tile=200, tta="multiscale")
+    assert predictor(blob_field((300, 420))).size == (300, 420)
+    assert max(seen) <= 200 and predictor.tile == 160
+    assert predictor.context == 32 and predictor.overlap == 80  # 24 / .75; half a tile
+
+
+def test_scales_are_for_methods_whose_outputs_do_not_change_with_them() -> None:
+    with pytest.raises(InputError, match="StarOracle predicts lengths in pixels"):
+        Predictor(StarOracle(channels=1, base=4, depth=1), PLAIN, "cpu", tta="multiscale")
+    check_views(Ramps(1, 1, 8), VIEWS["multiscale"])  # says how
+
+
+def test_classifiers_are_averaged_over_copies_of_the_whole_image() -> None:
+    torch.manual_seed(0)
+    method = Classifier(classes=3, channels=3, backbone="test_resnet", size=32).eval()
+    image = np.random.default_rng(0).random((32, 32, 3)).astype(np.float32)
+    preprocessing = method.preprocessing_of()
+    found = Predictor(method, preprocessing, "cpu", "float32", tta="flips")(image)
+    images = torch.from_numpy(preprocessing(image))[None]
+    with torch.no_grad():
+        copies = [images, images.flip(-1), images.flip(-2), images.flip(-1, -2)]
+        expected = torch.stack([method(each)["classes"].softmax(1)[0] for each in copies]).mean(0).numpy()
+    np.testing.assert_allclose(found.score, expected[found.category], atol=1e-6)
+    assert (np.diff(found.score) <= 0).all()
+    with pytest.raises(InputError, match="one size"):
+        Predictor(method, preprocessing, "cpu", tta="multiscale")

@@ -80,6 +80,26 @@ def test_moving_average_is_the_weighted_sum():
     torch.testing.assert_close(average.average["0.weight"], expected)
 
 
+@pytest.mark.parametrize("steps", [20, 300, 3000])
+def test_the_average_of_a_short_run_is_that_of_its_end(steps):
+    """Its mean age is about a tenth of the run, and the random start is forgotten, though .999 remembers 1000 steps."""
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, -1e6)  # the start
+    average = MovingAverage(network, 0.999)
+    for step in range(1, steps + 1):
+        nn.init.constant_(network.weight, step)
+        average.update(step)
+    age = steps - average.average["weight"].item()
+    # With d = (1 + t) / (10 + t) the share of step k is 9 (k + 2) ... (k + 9) / ((t + 2) ... (t + 10)).
+    shares = [
+        9 * math.prod(range(k + 2, k + 10)) / math.prod(range(steps + 2, steps + 11)) for k in range(1, steps + 1)
+    ]
+    expected = sum(share * (steps - k) for k, share in enumerate(shares, 1)) + (1 - sum(shares)) * (steps + 1e6)
+    assert age == pytest.approx(expected, rel=1e-3, abs=0.05)
+    assert 1 - sum(shares) < 1e-4
+    assert expected < steps / 8 or steps < 50
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_a_restored_optimiser_takes_the_same_step(name, tmp_path):
     def made():
@@ -103,6 +123,29 @@ def test_a_restored_optimiser_takes_the_same_step(name, tmp_path):
     step(other, other_optimiser, 2)
     for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_fused_steps_are_those_of_the_plain_optimisers(name):
+    plain_of = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    networks = [Toy(), Toy()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    recipe = Recipe(optimiser=name, weight_decay=0.1, learning_rate=0.01)
+    ours = make_optimiser(networks[0], recipe)
+    assert all(group["fused"] for group in ours.param_groups)
+    decaying = [each for each in networks[1].parameters() if each.ndim > 1]
+    rest = [each for each in networks[1].parameters() if each.ndim <= 1]
+    more = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    groups = [{"params": decaying, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    theirs = plain_of[name](groups, lr=0.01, foreach=False, **more)
+    for seed in range(4):
+        for network, optimiser in zip(networks, (ours, theirs), strict=True):
+            torch.manual_seed(seed)
+            for each in network.parameters():
+                each.grad = torch.randn_like(each)
+            optimiser.step()
+    for mine, their in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, their)
 
 
 def test_biases_and_normalisation_do_not_decay():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from everymask.data.preprocessing import Preprocessing
     from everymask.methods.recipe import Recipe
     from everymask.predict.predictor import Predictor
+    from everymask.predict.tta import Augmentation
     from everymask.train.loop import TrainingResult
 
 TrainingSource = Dataset | Path | str
@@ -123,15 +125,30 @@ class Model:
         """What the model predicts."""
         return type(self.method).tasks
 
-    def predictor(self, *, tile: int = 1024, tta: bool = False, device: str | None = None) -> Predictor:
+    def predictor(
+        self,
+        *,
+        tile: int = 1024,
+        tta: bool | Augmentation = False,
+        magnification: float | Literal["auto"] = 1.0,
+        diameter: float | None = None,
+        device: str | None = None,
+    ) -> Predictor:
         """The engine behind `predict`; kept while weights and options stay the same."""
+        from everymask.predict.magnification import magnification_for
         from everymask.predict.predictor import Predictor
 
+        if diameter is not None:
+            if magnification != 1:
+                raise InputError("diameter gives the magnification; leave out one of the two")
+            magnification = magnification_for(self.method, diameter)
         # In-place changes of a tensor raise its version, so that training on after a prediction is noticed.
         versions = tuple(each._version for each in self.method.state_dict().values())
-        key = (tile, tta, device, id(self.method), versions)
+        key = (tile, tta, magnification, device, id(self.method), versions)
         if self._predictor is None or self._predictor[0] != key:
-            made = Predictor(self.method, self.preprocessing, device=device, tile=tile, tta=tta)
+            made = Predictor(
+                self.method, self.preprocessing, device=device, tile=tile, tta=tta, magnification=magnification
+            )
             self._predictor = (key, made)
         return self._predictor[1]
 
@@ -140,20 +157,28 @@ class Model:
         image: NDArray[Any],
         *,
         tile: int = 1024,
-        tta: bool = False,
+        tta: bool | Augmentation = False,
+        magnification: float | Literal["auto"] = 1.0,
+        diameter: float | None = None,
         limits: NDArray[np.float32] | None = None,
         device: str | None = None,
     ) -> Segments:
         """Segments of an image, with the data set's category ids.
 
         Args:
-            image: (H, W) or (H, W, C), any real number type, any size.
+            image: (H, W) or (H, W, C), any real number type, any size. Arrays that are read by slices, such as
+                `numpy.memmap` and zarr, are read tile by tile.
             tile: Images larger than this are predicted tile by tile; the result is stitched without seams.
-            tta: Average over the eight flips and quarter turns: slower, a little more accurate.
+            tta: Average over copies of the image: slower, a little more accurate. ``"mirror"``, ``"flips"``,
+                ``"dihedral"`` (the eight flips and quarter turns; also True), or, for semantic methods,
+                ``"multiscale"``.
+            magnification: Factor by which the image is resized for the network; ``"auto"`` where the method can tell.
+            diameter: Instead of it, the size of the objects in pixels, for methods that know theirs.
             limits: Intensity limits from `Preprocessing.limits`, to treat several images alike.
             device: Such as ``"cuda"``; default: the fastest there is.
         """
-        found = self.predictor(tile=tile, tta=tta, device=device)(image, limits)
+        predictor = self.predictor(tile=tile, tta=tta, magnification=magnification, diameter=diameter, device=device)
+        found = predictor(image, limits)
         return found.with_category(self.categories.ids[found.category])
 
     def train(
@@ -166,6 +191,7 @@ class Model:
         resume: bool = False,
         provenance: Mapping[str, Any] | None = None,
         quiet: bool = False,
+        tensorboard: bool = False,
         **options: Any,
     ) -> TrainingResult:
         """Trains the method on `data`; afterwards the model holds the best weights and tuned thresholds.
@@ -178,27 +204,28 @@ class Model:
             resume: Go on from the checkpoint in `out`.
             provenance: Written into the model file: data, licence, command.
             quiet: No progress line.
+            tensorboard: Write event files for TensorBoard, into the folder ``tensorboard`` of `out`.
             options: Changes of the recipe, such as ``epochs=20``.
         """
         from everymask.report.curves import training_report
         from everymask.train.loop import train
 
-        training = _dataset(data)
+        training = self._training_data(data)
         validation = _dataset(val) if val is not None else None
         if validation is None:
             training, validation = hold_out(training)
-        chosen = (recipe or type(self.method).recipe()).with_options(**options)
         result = train(
             self.method,
             training,
             validation,
-            recipe=chosen,
+            recipe=self._recipe(recipe, options),
             preprocessing=self.preprocessing,
             categories=self.categories,
             out=Path(out),
             resume=resume,
             provenance=dict(provenance or {}),
             quiet=quiet,
+            tensorboard=tensorboard,
         )
         loaded = load_model(result.model)
         self.method, self.metadata, self._predictor = loaded.method, loaded.metadata, None
@@ -206,12 +233,62 @@ class Model:
             training_report(Path(out))
         return result
 
+    def preview(
+        self,
+        data: TrainingSource,
+        *,
+        recipe: Recipe | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> NDArray[np.uint8]:
+        """A picture (H, W, 3) of the first augmented crops of a training, with their labels drawn over.
+
+        Args:
+            data: Training data or their path.
+            recipe: Default: the method's own.
+            progress: Called with (images read, images in all).
+            options: Changes of the recipe, such as ``crop=320``.
+        """
+        from everymask.data.store import CACHE_BYTES
+        from everymask.report.preview import training_preview
+        from everymask.train.samples import TrainingSamples
+        from everymask.train.setup import check_fit
+
+        dataset = self._training_data(data)
+        # Of classes no weights are wanted here, and the method is left as it is.
+        chosen = self._recipe(recipe, options).with_options(weigh_classes="none")
+        check_fit(self.method, dataset, None, chosen, self.preprocessing, self.categories)
+        samples = TrainingSamples(
+            self.method,
+            dataset,
+            chosen,
+            self.preprocessing,
+            self.categories,
+            budget=CACHE_BYTES,
+            workers=0,
+            counting=lambda _: nullcontext(progress),
+        )
+        return training_preview(samples, self.preprocessing, self.categories)
+
+    def _recipe(self, recipe: Recipe | None, options: Mapping[str, Any]) -> Recipe:
+        chosen = type(self.method).recipe_for(**self.method.config) if recipe is None else recipe
+        return chosen.with_options(**options)
+
+    def _training_data(self, source: TrainingSource) -> Dataset:
+        """The data set; images without annotation are kept if the method learns from such."""
+        from everymask.formats import has_option, open_dataset, recognise
+
+        if isinstance(source, Dataset):
+            return source
+        keeps = type(self.method).learns_from_unlabelled and has_option(recognise(source), "unannotated")
+        return open_dataset(source, **({"unannotated": "keep"} if keeps else {}))
+
     def evaluate(
         self,
         data: TrainingSource,
         *,
         protocol: str = "auto",
-        tta: bool = False,
+        tta: bool | Augmentation = False,
         tile: int = 1024,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
@@ -221,7 +298,7 @@ class Model:
         Args:
             data: Data set or its path.
             protocol: One of `everymask.metrics.METRICS`; auto picks by what the data and the model hold.
-            tta: Average over the eight flips and quarter turns.
+            tta: Average over copies of each image, as for `predict`.
             tile: Side in pixels of the tiles in which larger images are predicted.
             progress: Called with (images done, images in all).
             options: The protocol's own options.
@@ -237,7 +314,9 @@ class Model:
             progress=progress,
         )
 
-    def predictions_for(self, data: Dataset, *, tile: int = 1024, tta: bool = False) -> Callable[[Sample], Segments]:
+    def predictions_for(
+        self, data: Dataset, *, tile: int = 1024, tta: bool | Augmentation = False
+    ) -> Callable[[Sample], Segments]:
         """A function that predicts a sample of a data set, with the category ids of that data set, matched by name.
 
         Raises:
@@ -306,7 +385,7 @@ def hold_out(data: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset,
     """Splits a data set into training and validation: by its own parts, else at random, always in the same way.
 
     A data set that was opened with its parts (``extra["split"]``) and has one for training and one for validation is
-    split so; further parts, such as test, are left out.
+    split so; further parts, such as test, are left out. Images without annotation are for training.
 
     Raises:
         InputError: There are fewer than two images.
@@ -321,9 +400,12 @@ def hold_out(data: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset,
         )
         if training and validation:
             return data.subset(training), data.subset(validation)
-    order = np.random.default_rng(seed).permutation(len(data))
-    count = max(1, round(share * len(data)))
-    return data.subset(sorted(order[count:].tolist())), data.subset(sorted(order[:count].tolist()))
+    annotated = [index for index, sample in enumerate(data) if sample.read_segments is not None]
+    if not annotated:
+        raise InputError(f"{data.root}: no image has an annotation to validate with; give a validation set by --val")
+    order = np.random.default_rng(seed).permutation(annotated)
+    held = set(order[: max(1, round(share * len(annotated)))].tolist())
+    return data.subset([index for index in range(len(data)) if index not in held]), data.subset(sorted(held))
 
 
 def _dataset(source: TrainingSource) -> Dataset:

@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": "Segment images: label masks, overlay pictures and a table of measures.",
     "train": "Train a method on annotated images.",
     "evaluate": "Score a model, or a folder of predictions, against annotated images.",
+    "compare": "Train several methods on the same images and score them side by side.",
     "convert": "Rewrite an annotated data set in another format.",
     "inspect": "What is in a data set, and what is wrong with it.",
     "methods": "List what can be trained.",

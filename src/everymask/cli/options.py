@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from cyclopts import Group, Parameter
@@ -48,12 +48,35 @@ def _option_group(name: str, options: Sequence[tuple[str, Any, Any]], documented
         each.arg_name: " ".join((each.description or "").replace("``", "`").split()) for each in documentation.params
     }
     fields = [
-        (option, Annotated[hint, Parameter(help=helps.get(option, ""))], field(default=default))
+        (option, Annotated[hint, _parameter(hint, helps.get(option, ""))], field(default=default))
         for option, hint, default in options
     ]
     # Without a module of its own the class would pass for one of the standard library, which cyclopts does not open.
     made = make_dataclass(name, fields, frozen=True, namespace={"__module__": __name__})
     return Parameter(name="*", group=group)(made)
+
+
+def given_names(kind: type[Method], tokens: Sequence[str]) -> dict[str, str]:
+    """The texts that a command line, or the file behind its ``--config``, gives for constructor arguments of a method.
+
+    Those whose type is text, such as the name of a backbone: enough to pick the recipe before anything is parsed.
+    """
+    hints = get_type_hints(kind.__init__)
+    path = argument_of("--config", tokens)
+    file: dict[str, Any] = {} if path is None else read_options_file(path)
+    found: dict[str, str] = {}
+    for name, hint in hints.items():
+        option = name.replace("_", "-")
+        value = argument_of(f"--{option}", tokens)
+        value = file.get(option) if value is None else value
+        if hint is str and name not in GIVEN_BY_DATA and isinstance(value, str):
+            found[name] = value
+    return found
+
+
+def _parameter(hint: Any, text: str) -> Parameter:
+    """How an option is given: one that takes any number of values takes all that follow it, ``--weights 1 2 3``."""
+    return Parameter(help=text, consume_multiple=get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis)
 
 
 def argument_of(option: str, tokens: Sequence[str]) -> str | None:

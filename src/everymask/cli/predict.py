@@ -1,23 +1,42 @@
-"""`everymask predict`: images in; label masks, overlays and a table of measures out."""
+"""`everymask predict`: images in; label masks, overlays and a table of measures out, or the classes of images."""
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from everymask.cli.application import Common
+from everymask.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from everymask.cli.output import Output
     from everymask.predict.files import Output as FileOutput
+    from everymask.predict.files import Written
     from everymask.types import Segments
 
 EXAMPLES = """\
   everymask predict my_images/ --model nuclei --out results/
   everymask predict 'plate1/*.tif' --model runs/nuclei/model.safetensors --out results/ --tta
-  everymask predict slide.tif --model nuclei --out results/ --format coco --no-overlay"""
+  everymask predict street/ --model runs/camvid/model.safetensors --out results/ --tta multiscale
+  everymask predict slide.tif --model nuclei --out results/ --format rois --magnify 0.5 --no-overlay
+  everymask predict slide.zarr --model nuclei --out results/ --format zarr"""
+
+FORMATS: dict[str, tuple[FileOutput, str]] = {
+    "labels": ("labels", "labels"),
+    "png": ("labels-png", "labels"),
+    "ome-tiff": ("ome-tiff", "labels"),
+    "zarr": ("zarr", "labels"),
+    "coco": ("coco", "predictions.json"),
+    "rois": ("rois", "rois"),
+    "geojson": ("geojson", "geojson"),
+}
+"""For each format what is written, and where below the output folder."""
 
 
 def command(
@@ -26,34 +45,41 @@ def command(
     *,
     model: str,
     out: Path,
-    format: Literal["labels", "png", "coco"] = "labels",
+    format: Literal["labels", "png", "ome-tiff", "zarr", "coco", "rois", "geojson"] = "labels",
     overlay: bool = True,
-    tta: bool = False,
+    tta: bool | Literal["mirror", "flips", "dihedral", "multiscale"] = False,
+    magnify: float | Literal["auto"] = 1.0,
+    diameter: float | None = None,
     tile: int = 1024,
     recursive: bool = False,
     common: Common = Common(),  # noqa: B008 - frozen, and cyclopts reads the default
 ) -> None:
     """Segment images: label masks, overlay pictures and a table of measures.
 
-    Writes labels/, overlays/ and measures.csv into the output folder; with --format coco predictions.json instead
-    of labels/. Images of any size are predicted tile by tile. A stack is predicted plane by plane.
+    Writes labels/, overlays/ and measures.csv into the output folder; other formats have other places. Images of any
+    size are predicted tile by tile. A stack is predicted plane by plane. A classifier writes classes.csv only.
 
     Args:
-        images: Images, folders of images, or patterns such as 'plate1/*.tif'.
+        images: Images, folders of images, patterns such as 'plate1/*.tif', or Zarr folders, which are read in pieces.
         model: Name that `everymask models` lists, or a model file.
         out: Folder for the results.
-        format: labels (TIFF with the number of each object), png (the same as PNG) or coco (one JSON file).
+        format: labels (TIFF with the number of each object), png (the same as PNG), ome-tiff (with the size of a
+            pixel), zarr (OME-Zarr), coco (one JSON file), rois (zip for the ROI Manager of Fiji) or geojson (QuPath).
         overlay: Write pictures with the contours over the image.
-        tta: Average over eight flips and turns of each image: slower, a little more accurate.
+        tta: Average over copies of each image: slower, a little more accurate. dihedral (eight flips and turns; also
+            without a name), flips, mirror, or multiscale (three scales, mirrored) for semantic methods.
+        magnify: Factor by which images are resized for the network, if its objects were larger or smaller than these;
+            auto where the method can tell. Results are in the pixels of the image.
+        diameter: Instead of it, the diameter of the objects in pixels, for methods that know theirs.
         tile: Side in pixels of the tiles in which larger images are predicted; lower it if memory runs out.
         recursive: Take the images of subfolders, too.
     """
-    from everymask.cli.output import Output, counted
-    from everymask.formats.images import find_images
+    from everymask.cli.output import Output
+    from everymask.predict.inputs import find_inputs
     from everymask.weights import find_model
 
     output = Output(common)
-    files = find_images(images, recursive=recursive)
+    files = find_inputs(images, recursive=recursive)
     find_model(model)  # told before the seconds that importing torch takes
 
     from everymask.model import Model
@@ -62,31 +88,46 @@ def command(
     from everymask.types import Task
 
     loaded = Model.load(model)
-    loaded.predictor(tile=tile, tta=tta)  # a wrong option is told once, not for each image
+    options: dict[str, Any] = {"tile": tile, "tta": tta, "magnification": magnify, "diameter": diameter}
+    loaded.predictor(**options)  # a wrong option is told once, not for each image
 
     def predict(image: NDArray[Any]) -> Segments:
-        return loaded.predict(image, tile=tile, tta=tta)
+        return loaded.predict(image, **options)
 
     def drawn(image: NDArray[Any], segments: Segments) -> NDArray[np.uint8]:
         magnify = suggested_magnification(segments.size)
         return draw_overlay(image, segments, categories=loaded.categories, magnify=magnify)
 
-    first: FileOutput = {"labels": "labels", "png": "labels-png", "coco": "coco"}[format]  # type: ignore[assignment]
-    outputs: list[FileOutput] = [first, "csv", *(["overlay"] if overlay else [])]  # type: ignore[list-item]
-    with output.progress("predicting") as progress:
+    classifies = Task.CLASSIFICATION in loaded.tasks
+    if classifies and format != "labels":
+        raise InputError(f"{model} is a classifier, which finds no objects to write as {format}; leave out --format")
+    outputs: list[FileOutput] = [FORMATS[format][0], "csv", *(["overlay"] if overlay else [])]  # type: ignore[list-item]
+    with output.progress("predicting") as progress, _told_once(output):
         written = predict_files(
             predict,
             files,
             out,
-            outputs=outputs,
+            outputs=["classes"] if classifies else outputs,
             categories=loaded.categories,
             semantic=loaded.tasks == {Task.SEMANTIC},
             overlay=drawn,
             progress=progress,
         )
+    if classifies:
+        _tell_classes(output, written, out / "classes.csv", model)
+    else:
+        _tell_objects(output, written, out, model, format, overlay)
+
+
+def _tell_objects(output: Output, written: Written, out: Path, model: str, format: str, overlay: bool) -> None:
+    from everymask.cli.output import counted
+
+    place = FORMATS[format][1]
     paths = {
-        "labels": None if format == "coco" else out / "labels",
-        "predictions": out / "predictions.json" if format == "coco" else None,
+        "labels": out / place if place == "labels" else None,
+        "predictions": out / place if format == "coco" else None,
+        "rois": out / place if format == "rois" else None,
+        "geojson": out / place if format == "geojson" else None,
         "overlays": out / "overlays" if overlay else None,
         "measures": out / "measures.csv",
     }
@@ -95,3 +136,28 @@ def command(
         if path is not None:
             output.hint(f"  {name:<11} {path}")
     output.result({"images": written.images, "objects": written.segments, "model": model, **paths})
+
+
+def _tell_classes(output: Output, written: Written, table: Path, model: str) -> None:
+    from everymask.cli.output import counted
+
+    output.rows(("class", "images"), list(written.classes.items()), f"{counted(written.planes, 'image')} by class")
+    output.hint(f"  classes     {table}")
+    output.result({"images": written.images, "classes": dict(written.classes), "model": model, "table": table})
+
+
+@contextlib.contextmanager
+def _told_once(output: Output) -> Iterator[None]:
+    """Warnings of the predictor as notes; for many images alike, the same words once."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        text = str(message)
+        if text not in told:
+            told.add(text)
+            output.note(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield

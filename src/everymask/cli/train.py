@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from cyclopts.config import Dict
 
 from everymask.cli.application import Common
-from everymask.cli.options import argument_of, method_options, read_options_file, recipe_options
+from everymask.cli.options import argument_of, given_names, method_options, read_options_file, recipe_options
+from everymask.cli.values import option_values
 from everymask.methods import METHODS
 from everymask.methods.recipe import Recipe
+
+if TYPE_CHECKING:
+    from everymask.types import Dataset
 
 EXAMPLES = """\
   everymask train stardist --data train/ --val val/ --out runs/nuclei
   everymask train stardist --data train/ --out runs/small --epochs 20 --base 16 --rays 32
   everymask train unet --data annotations.json --out runs/unet --config recipe.toml
   everymask train stardist --data train/ --val val/ --out runs/nuclei --resume
+  everymask train unet --backbone resnet34 --data street/ --out runs/street --preview
 
 `everymask train METHOD --help` shows the options of that method and its own recipe; `everymask methods` lists them."""
 
@@ -49,7 +54,11 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
         from everymask.methods import method_class
 
         kind = method_class(name)
-        recipe_type = recipe_options(kind.recipe(), f"Recipe (defaults of {name})")
+        given = given_names(kind, tokens)
+        recipe = kind.recipe_for(**given)
+        # Options that change the recipe are named, so that the help says what it is the recipe of.
+        changing = "" if recipe == kind.recipe() else "".join(f" --{each} {given[each]}" for each in given)
+        recipe_type = recipe_options(recipe, f"Recipe (defaults of {name}{changing})")
         method_type = method_options(kind, f"Method {name}")
 
     def train(
@@ -60,8 +69,12 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
         out: Annotated[Path, Parameter(group=RUN)],
         val: Annotated[Path | None, Parameter(group=RUN)] = None,
         format: Annotated[str | None, Parameter(group=RUN)] = None,
+        void: Annotated[int | None, Parameter(group=RUN)] = None,
+        reading: Annotated[dict[str, str] | None, Parameter(group=RUN)] = None,
         config: Annotated[Path | None, Parameter(group=RUN)] = None,
         resume: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
+        preview: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
+        tensorboard: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         channels: Annotated[int, Parameter(group=RUN)] = 3,
         weights: Annotated[Path | None, Parameter(group=RUN)] = None,
         new_logits: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
@@ -82,8 +95,15 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             val: Validation data; without it the data's own part for validation, or else a tenth of the training images,
                 drawn with a fixed seed, is held out.
             format: Format of the data, where it is not recognised.
+            void: Value of pixels to ignore, in label images.
+            reading: Options of the format of the data, such as --reading.images FOLDER; `everymask formats` lists the
+                formats.
             config: TOML file with any of these options by name; the command line overrules it.
             resume: Continue the run in the output folder from its last checkpoint.
+            preview: Only write preview.png, a sheet of augmented training crops with their labels, into the output
+                folder.
+            tensorboard: Write event files for TensorBoard into the folder tensorboard of the output folder, with a few
+                validation images.
             channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
             weights: File with the weights of the whole network to start from, of this program, torchvision, timm or
                 segmentation_models_pytorch, made with the same options.
@@ -97,8 +117,10 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             data,
             val,
             out,
-            format=format,
+            opening=Opening(format, void, reading),
             resume=resume,
+            preview=preview,
+            tensorboard=tensorboard,
             channels=channels,
             weights=weights,
             new_logits=new_logits,
@@ -132,14 +154,57 @@ def _method_among(tokens: Sequence[str]) -> str | None:
     return next((token for token in tokens if token in METHODS), None)
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How the data are opened.
+
+    Args:
+        format: Of training and validation data, if it is given.
+        void: Value of pixels to ignore.
+        reading: Options of the format.
+    """
+
+    format: str | None = None
+    void: int | None = None
+    reading: Mapping[str, str] | None = None
+
+    def dataset(self, path: Path, *, unlabelled: bool = False, like: Dataset | None = None) -> Dataset:
+        """Opens the data.
+
+        Args:
+            path: A data set.
+            unlabelled: Keep images without annotation, too.
+            like: The training data, if these are for validation: of another format, their options are not for them.
+
+        Raises:
+            InputError: They cannot be opened, or an option is not one of the format.
+        """
+        from everymask.errors import InputError
+        from everymask.formats import has_option, open_dataset, recognise
+
+        name = self.format or recognise(path)
+        if like is not None and like.format != name:
+            return open_dataset(path, format=self.format)
+        options = option_values(self.reading)
+        if self.void is not None:
+            if not has_option(name, "void"):
+                raise InputError(f"{path}: the format {name!r} has no value for pixels to ignore; leave out --void")
+            options["void"] = self.void
+        if unlabelled and has_option(name, "unannotated"):
+            options.setdefault("unannotated", "keep")
+        return open_dataset(path, format=self.format, **options)
+
+
 def _train(
     method: str,
     data: Path,
     val: Path | None,
     out: Path,
     *,
-    format: str | None,
+    opening: Opening,
     resume: bool,
+    preview: bool,
+    tensorboard: bool,
     channels: int,
     weights: Path | None,
     new_logits: bool,
@@ -152,13 +217,14 @@ def _train(
 ) -> None:
     from everymask.cli.output import Output
     from everymask.errors import InputError
-    from everymask.formats import open_dataset
+    from everymask.methods import method_class
     from everymask.model import Model, hold_out
+    from everymask.report.picture import save_png
 
     if os.environ.get("RANK", "0") != "0":
         common = replace(common, quiet=True, json=False)  # of the processes of torchrun only the first one talks
     output = Output(common)
-    training = open_dataset(data, format=format)
+    training = opening.dataset(data, unlabelled=method_class(method).learns_from_unlabelled)
     if val is None:
         training, validation = hold_out(training)
         part = validation[0].extra.get("split")
@@ -171,7 +237,7 @@ def _train(
             )
         output.note(f"no --val given: {how}")
     else:
-        validation = open_dataset(val, format=format)
+        validation = opening.dataset(val, like=training)
     if recipe is not None:
         import torch
 
@@ -185,6 +251,14 @@ def _train(
         model.load_foreign(weights, new_logits=new_logits)
     if backbone_weights is not None:
         model.load_backbone(backbone_weights)
+    if preview:
+        path = out / "preview.png"
+        with output.progress("reading training images") as told:
+            picture = model.preview(training, recipe=recipe, progress=told)
+        save_png(path, picture)
+        output.hint(f"preview {path}")
+        output.result({"preview": path})
+        return
     provenance = {"data": str(data), "validation": "held out" if val is None else str(val), "command": command}
     given = {"weights": weights, "backbone weights": backbone_weights}
     provenance |= {name: str(value) for name, value in given.items() if value is not None}
@@ -199,6 +273,7 @@ def _train(
             resume=resume,
             provenance=provenance,
             quiet=common.quiet,
+            tensorboard=tensorboard,
         )
     except KeyboardInterrupt as interruption:
         advice = f"interrupted; the same command with --resume continues the run in {out}"

@@ -220,7 +220,9 @@ class _Reader:
         if unknown:
             raise InputError(
                 f"{mask} holds the values {unknown[:5]}, which are none of the {len(self.meaning.categories)} classes; "
-                "list all classes in a classes.txt (first line for value 0), or say kind='instance' if they are objects"
+                f"if {unknown[0]} marks pixels to ignore, say --reading.void {unknown[0]} (for train --void "
+                f"{unknown[0]}, in Python void={unknown[0]}); otherwise list all classes in a classes.txt (first line "
+                "for value 0), or say kind='instance' if the values are objects"
             )
         return segments
 

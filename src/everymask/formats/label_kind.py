@@ -5,7 +5,7 @@ A `categories.json` beside the masks says it. It is what `write` leaves there::
     {"kind": "semantic", "void": 255, "background": null, "categories": [{"id": 0, "name": "sky", ...}, ...]}
 
 A plain list of categories will do, and so will a `classes.txt` with one name a line: the first line is the class of
-value 0 in semantic masks; in instance masks there may be one line only.
+value 0 in semantic masks; in instance masks there may be one line only, so that two or more mean *semantic*.
 
 Without such a file and without the option `kind`, at most 8 masks, evenly spread over the data set, are looked at:
 
@@ -98,8 +98,9 @@ def meaning_of(
     if kind not in {None, "instance", "semantic"}:
         raise InputError(f"kind must be 'instance' or 'semantic', got {kind!r}")
     found = _from_files(folders) if classes is None else {"names": list(classes), "file": "classes"}
-    decided = cast("Kind", kind or found.get("kind") or kind_of(_spread(masks, MASKS_FOR_KIND)))
     names: list[str] | None = found.get("names")
+    named = "semantic" if names is not None and len(names) > 1 else None
+    decided = cast("Kind", kind or found.get("kind") or named or kind_of(_spread(masks, MASKS_FOR_KIND)))
     categories: Categories | None = found.get("categories")
     if decided == "instance":
         if names is not None and len(names) != 1:

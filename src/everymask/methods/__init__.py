@@ -12,12 +12,20 @@ if TYPE_CHECKING:
 
 METHODS = {
     "stardist": "everymask.methods.bottom_up.stardist:StarDist",
+    "cellpose": "everymask.methods.bottom_up.cellpose:Cellpose",
+    "omnipose": "everymask.methods.bottom_up.omnipose:Omnipose",
+    "distance_watershed": "everymask.methods.bottom_up.distance_watershed:DistanceWatershed",
+    "border_unet": "everymask.methods.bottom_up.border_unet:BorderUNet",
+    "spatial_embedding": "everymask.methods.bottom_up.spatial_embedding:SpatialEmbedding",
+    "denoiseg": "everymask.methods.bottom_up.denoiseg:DenoiSeg",
     "unet": "everymask.methods.semantic.unet:UNetSegmentation",
     "res_unet": "everymask.methods.semantic.res_unet:ResUNet",
     "fcn": "everymask.methods.semantic.fcn:FCN",
     "deeplabv3": "everymask.methods.semantic.deeplabv3:DeepLabV3",
     "deeplabv3plus": "everymask.methods.semantic.deeplabv3plus:DeepLabV3Plus",
     "pspnet": "everymask.methods.semantic.pspnet:PSPNet",
+    "faster_rcnn": "everymask.methods.detection.faster_rcnn:FasterRCNN",
+    "mask_rcnn": "everymask.methods.detection.mask_rcnn:MaskRCNN",
     "classifier": "everymask.methods.classify.classifier:Classifier",
 }
 """Name -> "module:Class". A user's own method is given in the same form, such as ``my_package.my_method:MyMethod``."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from everymask.data.preprocessing import Preprocessing
+from everymask.errors import InputError
 from everymask.methods.recipe import Recipe
 from everymask.types import Segments, Task
 
@@ -37,6 +38,10 @@ class Method(nn.Module, ABC):
     """Protocol of `everymask.metrics` and its figure that validation maximises: ``("matching", "mean_accuracy")``."""
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {}
     """For each threshold the values to try; a pair of values is a range that is searched by golden section."""
+    learns_from_unlabelled: ClassVar[bool] = False
+    """Whether images without annotation teach it something: in training such an image is all void."""
+    ragged: ClassVar[frozenset[str]] = frozenset()
+    """Names of targets whose length differs from image to image: batches hold a list of them, one tensor an image."""
 
     classes: int
     channels: int
@@ -44,6 +49,8 @@ class Method(nn.Module, ABC):
     grid: int = 1
     context: int = 0
     thresholds: dict[str, float]
+    class_weights: Tensor | None
+    _config: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Method:
         """Records the constructor arguments, defaults included, so that subclasses need not."""
@@ -60,12 +67,20 @@ class Method(nn.Module, ABC):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor arguments: ``type(method)(**method.config)`` makes the same network."""
-        return dict(self._config)  # type: ignore[arg-type]
+        return dict(self._config)
 
     @classmethod
     @abstractmethod
     def recipe(cls) -> Recipe:
         """The default training recipe."""
+
+    @classmethod
+    def recipe_for(cls, **options: Any) -> Recipe:
+        """The default training recipe of the network that these constructor arguments make.
+
+        Methods that are trained otherwise with other options override it.
+        """
+        return cls.recipe()
 
     @classmethod
     def preprocessing(cls, channels: int) -> Preprocessing:
@@ -91,6 +106,25 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
         """Segments of each image; `sizes` are the (H, W) before padding at the bottom and the right."""
+
+    def weigh_classes(self, weights: Sequence[float]) -> None:
+        """Sets the constructor's `class_weights` of a method that exists.
+
+        A method with that option keeps them as the buffer of that name, and its option `background` says whether the
+        first weight is that of the background.
+
+        Args:
+            weights: One number of 0 or more for each class, background first where it is a class.
+
+        Raises:
+            InputError: The method has no such option.
+        """
+        if "class_weights" not in self._config:
+            raise InputError(
+                f"{type(self).__name__} has no class_weights, so the classes cannot be weighed; leave out weigh_classes"
+            )
+        self._config["class_weights"] = tuple(float(each) for each in weights)
+        self.class_weights = torch.tensor(self._config["class_weights"], dtype=torch.float32)
 
     def training_loss(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Forward pass and loss; methods whose network needs the targets override it."""

@@ -1,7 +1,8 @@
-"""Weights from other programs: checkpoints of torchvision and `segmentation_models_pytorch`.
+"""Weights from other programs: checkpoints of torchvision and `segmentation_models_pytorch`, HDF5 files of Keras.
 
 A method that knows the names of another program has ``foreign(state) -> state``, which gives its tensors under the
-names of the method and leaves those that it does not know as they are.
+names of the method and leaves those that it does not know as they are. Where that program keeps settings in files
+beside the weights, the method has ``read_beside(path)``, which checks them and takes over the thresholds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from everymask.backbones.weights import PREFIXES, read_state
 from everymask.errors import InputError
 from everymask.methods.base import Method
+from everymask.methods.keras import SUFFIXES, read_keras
 
 State = Mapping[str, Tensor]
 
@@ -25,17 +27,23 @@ def load_foreign(method: Method, source: Path | str | State, *, new_logits: bool
 
     Args:
         method: With the options that the other network was made with; changed in place.
-        source: A file (.safetensors, or a state dict saved by torch), or the tensors by name.
+        source: A file (.safetensors, a state dict saved by torch, .h5 of Keras), or the tensors by name.
         new_logits: Leave out the layers that give the logits: for other classes than the weights were trained for.
 
     Raises:
         InputError: The file cannot be read, or holds more than tensors; or tensors are missing, left over or of another
             shape: they are listed.
     """
+    thresholds: dict[str, float] = {}
     if isinstance(source, Mapping):
         state, origin = dict(source), "the state"
     else:
-        state, origin = read_state(Path(source)), str(source)
+        path, origin = Path(source), str(source)
+        keras = path.suffix.lower() in SUFFIXES
+        state = read_keras(path) if keras else read_state(path)
+        read_beside = getattr(method, "read_beside", None)
+        if keras and read_beside is not None:
+            thresholds = read_beside(path)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -51,6 +59,7 @@ def load_foreign(method: Method, source: Path | str | State, *, new_logits: bool
         found |= {name: value for name, value in own.items() if name.startswith(layers)}
     _check(own, found, origin, layers)
     method.load_state_dict(found)
+    method.thresholds = {**method.thresholds, **thresholds}
 
 
 def _check(own: State, found: State, origin: str, logits: tuple[str, ...]) -> None:

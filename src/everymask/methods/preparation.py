@@ -1,9 +1,10 @@
-"""Preprocessing that methods on backbones share."""
+"""What methods on backbones share: the pyramid for a U-shaped decoder, and preprocessing."""
 
 from __future__ import annotations
 
 from everymask.backbones.pyramid import Backbone
 from everymask.data.preprocessing import Preprocessing
+from everymask.errors import InputError
 
 
 def backbone_preprocessing(backbone: Backbone, channels: int) -> Preprocessing:
@@ -17,3 +18,20 @@ def backbone_preprocessing(backbone: Backbone, channels: int) -> Preprocessing:
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return Preprocessing(channels=channels, normalise="scale", mean=mean, std=std)
+
+
+def decoder_pyramid(name: str, channels: int, strides: tuple[int, ...] = (2, 4, 8, 16, 32)) -> Backbone:
+    """A backbone with all strides that it has, for a decoder that goes back up: of some networks 4 is the first.
+
+    Args:
+        name: Of the network.
+        channels: Input channels.
+        strides: Wanted.
+
+    Raises:
+        InputError: The network does not exist, or is no pyramid.
+    """
+    try:
+        return Backbone(name, channels, strides)
+    except InputError:
+        return Backbone(name, channels, (4, 8, 16, 32))  # says what is wrong if it was something else

@@ -14,6 +14,7 @@ _NOT_NEGATIVE = (
     "plateau_patience",
     "clip",
     "backbone_rate",
+    "freeze",
     "rotate",
     "brightness",
     "noise",
@@ -38,10 +39,20 @@ class Recipe:
         accumulate: Batches whose gradients are summed before a step.
         crop: Side of the square training crop in pixels.
         foreground: Share of the crops that are placed so that they hold an object, 0..1.
+        balance: How the object of such a crop is drawn: ``none`` takes any of the image, ``image`` first one of the
+            image's classes, ``classes`` first one of all classes, rare ones as often as frequent ones, and then an
+            image that holds it.
+        weigh_classes: Weights of the classes in the loss, from their pixels in the training data, for methods with the
+            option `class_weights`: ``inverse`` frequency, ``median`` frequency (Eigen and Fergus 2015), ``effective``
+            number (Cui et al. 2019), or ``none``.
         learning_rate: Peak learning rate.
         optimiser: Name of the optimiser.
         weight_decay: Decoupled weight decay (not applied to biases and normalisation).
         backbone_rate: Factor of the learning rate for a backbone, which usually has weights already.
+        layer_decay: Further factor for each layer of a backbone, from its last one to the first, above 0 and up to 1; 1
+            lets all learn at one rate, .65 to .9 are usual for transformers.
+        freeze: Parts of a backbone that keep their weights and statistics, from the input on: 1 is the stem, 2 the stem
+            and the first stage, and so on.
         schedule: ``cosine`` decays to 1 % of the peak, ``poly`` as (1 - share done)^0.9, ``plateau`` multiplies by
             `plateau_factor` whenever the validation loss has not improved for `plateau_patience` epochs, ``constant``
             keeps the rate.
@@ -52,6 +63,9 @@ class Recipe:
         ema: Decay per step of the exponential moving average of the weights that is validated and saved; 0 switches it
             off.
         precision: ``auto`` takes bfloat16 where the device computes it fast, else float32.
+        checkpointing: Compute the features inside blocks anew for the gradient instead of keeping them, which takes a
+            quarter to a third more time and much less memory.
+        compile: Translate the network with `torch.compile`; the first step then takes a minute or more.
         flip: Random symmetries: ``none``, ``mirror`` left and right (street scenes), ``flips`` also up and down,
             ``dihedral`` also quarter turns (microscopy, satellites).
         rotate: Largest random rotation in degrees (0 switches it off).
@@ -78,10 +92,14 @@ class Recipe:
     accumulate: int = 1
     crop: int = 256
     foreground: float = 0.9
+    balance: Literal["none", "image", "classes"] = "none"
+    weigh_classes: Literal["none", "inverse", "median", "effective"] = "none"
     learning_rate: float = 1e-3
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     weight_decay: float = 1e-4
     backbone_rate: float = 1.0
+    layer_decay: float = 1.0
+    freeze: int = 0
     schedule: Literal["cosine", "poly", "plateau", "constant"] = "cosine"
     warmup: float = 1.0
     plateau_factor: float = 0.5
@@ -89,6 +107,8 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.999
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
     flip: Literal["none", "mirror", "flips", "dihedral"] = "dihedral"
     rotate: float = 0.0
     scale: tuple[float, float] = (0.8, 1.25)
@@ -121,6 +141,10 @@ class Recipe:
             raise InputError(f"plateau_factor must be between 0 and 1, got {self.plateau_factor}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.balance != "none" and not self.foreground:
+            raise InputError(f"balance {self.balance} is for crops that hold an object; set foreground above 0")
         for name in ("foreground", "invert", "ema"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be in 0..1, got {getattr(self, name)}")

@@ -27,7 +27,7 @@ def suppress(
 
     Most pairs are decided by the octagons around them, with sides along the axes and diagonals: the octagon around both
     bounds their union from above, so the two areas less its area bound the intersection from below; the common part of
-    their bounding boxes bounds it from above. Both decisions leave a margin for the rounding of crossings. The other
+    the two octagons bounds it from above. Both decisions leave a margin for the rounding of crossings. The other
     pairs are intersected, and those that come near the threshold once more with the rounding of Clipper.
 
     Args:
@@ -41,14 +41,16 @@ def suppress(
     # Vertices are computed again where they are needed: that is cheaper than to fetch them from memory.
     x, y = np.empty(rays, dtype=np.int32), np.empty(rays, dtype=np.int32)
     other_x, other_y = np.empty(rays, dtype=np.int32), np.empty(rays, dtype=np.int32)
+    cross = np.empty(rays, dtype=np.float32)
     octagon = np.empty((total, 8), dtype=np.float32)
     area = np.empty(total, dtype=np.float32)
     reach = np.empty(total, dtype=np.float32)
+    bits, bits_of_reach = distances.view(np.int32), reach.view(np.int32)
     for i in range(total):
         _whole_vertices(points[i, 0], points[i, 1], distances[i], sines, cosines, x, y)
         _octagon(x, y, octagon[i])
-        area[i] = _float_area(x, y)
-        reach[i] = distances[i].max()
+        area[i] = _float_area(x, y, cross)
+        bits_of_reach[i] = _largest(bits[i])  # positive numbers are ordered like their bits
     keep = np.ones(total, dtype=np.bool_)
     if total == 0:
         return keep
@@ -158,13 +160,30 @@ def _octagon(
 
 
 @njit(cache=True, nogil=True)
-def _float_area(x: NDArray[np.int32], y: NDArray[np.int32]) -> np.float32:  # pragma: no cover - compiled
-    """Area of a polygon, summed in float32 in the order of the official program."""
+def _float_area(
+    x: NDArray[np.int32], y: NDArray[np.int32], cross: NDArray[np.float32]
+) -> np.float32:  # pragma: no cover - compiled
+    """Area of a polygon, summed in float32 in the order of the official program.
+
+    Its products are whole numbers of 64 bits; below 2^53, as they are here, float64 holds them, too, and is faster.
+    """
+    last = x.size - 1
+    for k in range(last):
+        cross[k] = np.float32(float(x[k]) * float(y[k + 1]) - float(y[k]) * float(x[k + 1]))
+    cross[last] = np.float32(float(x[last]) * float(y[0]) - float(y[last]) * float(x[0]))
     total = np.float32(0)
     for k in range(x.size):
-        follower = k + 1 if k + 1 < x.size else 0
-        total += np.float32(np.int64(x[k]) * y[follower] - np.int64(y[k]) * x[follower])
+        total += cross[k]
     return np.float32(0.5) * abs(total)
+
+
+@njit(cache=True, nogil=True)
+def _largest(numbers: NDArray[np.int32]) -> np.int32:  # pragma: no cover - compiled
+    """The largest of some whole numbers, which processors compare many at a time."""
+    most = numbers[0]
+    for k in range(1, numbers.size):
+        most = max(most, numbers[k])
+    return most
 
 
 @njit(cache=True, nogil=True)
@@ -202,4 +221,18 @@ def _octagons_decide(
     union -= 0.5 * cut * cut
     if first_area + second_area - union > needed + margin:
         return 1
+    # Common part once more, less the corners that diagonal sides cut off: those of one diagonal, which do not overlap.
+    left, top = max(first[0], second[0]), max(first[1], second[1])
+    right, bottom = left + width, top + height
+    most = min(width, height)
+    sum_cut = min(max(max(first[2], second[2]) - (left + top), np.float32(0)), most)
+    other_sum_cut = min(max((right + bottom) + max(first[6], second[6]), np.float32(0)), most)
+    difference_cut = min(max(max(first[3], second[3]) - (left - bottom), np.float32(0)), most)
+    other_difference_cut = min(max((right - top) + max(first[7], second[7]), np.float32(0)), most)
+    cut = max(
+        sum_cut * sum_cut + other_sum_cut * other_sum_cut,
+        difference_cut * difference_cut + other_difference_cut * other_difference_cut,
+    )
+    if width * height - 0.5 * cut < needed - margin:
+        return -1
     return 0

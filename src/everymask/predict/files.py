@@ -5,35 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from everymask.errors import InputError, unknown_name
+from everymask.errors import InputError
 from everymask.files import check_writable_folder
-from everymask.formats.images import check_finite, find_images, read_image, write_image, write_labels
-from everymask.predict.outputs import CocoFile, MeasureTable, label_image, measures
+from everymask.predict.inputs import find_inputs, read_input
+from everymask.predict.outputs import ClassTable, CocoFile, MeasureTable
+from everymask.predict.writing import OUTPUTS, Output, Writer, check_outputs, files_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from everymask.formats.listing import PathLike
+    from everymask.predict.inputs import Pixels
     from everymask.types import Categories, Segments
 
-Output = Literal["labels", "labels-png", "overlay", "csv", "coco"]
-OUTPUTS: dict[str, str] = {
-    "labels": "labels/NAME.tif: object numbers (semantic methods: category ids); a stack for a stack",
-    "labels-png": "labels/NAME.png: the same as PNG, for single images with up to 65,535 objects",
-    "overlay": "overlays/NAME.png: the image with the segments drawn over it",
-    "csv": "measures.csv: position, size and intensity of each object",
-    "coco": "predictions.json: all images in one COCO instances file with scores",
-}
-"""What `predict_files` can write, and where below the output folder."""
-_LABEL_SUFFIXES = {"labels": ".tif", "labels-png": ".png"}
+__all__ = ["OUTPUTS", "Output", "Written", "output_names", "predict_files"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +38,14 @@ class Written:
         segments: Segments found in them.
         planes: Planes predicted; more than `images` where there are stacks.
         labels: Label files written.
+        classes: With the output ``classes``, how many planes have each class.
     """
 
     images: int
     segments: int
     planes: int
     labels: list[Path]
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 def predict_files(
@@ -76,7 +71,8 @@ def predict_files(
 
     Args:
         predict: Segments, with the data set's category ids, of an image (H, W, C).
-        paths: Files, folders and patterns, as for `everymask.formats.images.find_images`.
+        paths: Files, folders and patterns, as for `everymask.predict.inputs.find_inputs`. Zarr images are read in
+            pieces, and may be larger than memory; their segments may not.
         out: Folder for the results; made if it is absent.
         outputs: Names of `OUTPUTS`.
         categories: Names for the tables.
@@ -89,26 +85,28 @@ def predict_files(
         InputError: An option is wrong, no image is found, the results would overwrite an image, or a file cannot be
             written. Also at the end, when all others are done, if images could not be predicted.
     """
-    for name in outputs:
-        if name not in OUTPUTS:
-            raise unknown_name("output", name, OUTPUTS)
+    check_outputs(outputs)
+    if "classes" in outputs and categories is None:
+        raise InputError("the table of classes needs their names; pass categories")
     if "overlay" in outputs and overlay is None:
         raise InputError("overlays need a function that draws them; pass overlay=everymask.report.draw_overlay")
-    images = find_images(paths, recursive=recursive)
+    images = find_inputs(paths, recursive=recursive)
     folder = check_writable_folder(Path(out))
     names = output_names(images)
-    _refuse_to_overwrite(images, names, folder)
+    _refuse_to_overwrite(images, names, folder, outputs)
 
     totals = Counter[str]()
     labels: list[Path] = []
     failures: list[InputError] = []
     with contextlib.ExitStack() as stack:
-        table, coco = None, None
+        table, coco, classes = None, None, None
         if "csv" in outputs:
             table = stack.enter_context(MeasureTable.open(folder / "measures.csv", categories))
         if "coco" in outputs:
             coco = stack.enter_context(CocoFile.open(folder / "predictions.json", categories))
-        writer = _Writer(folder, outputs, semantic, categories, overlay, table, coco, labels)
+        if "classes" in outputs and categories is not None:
+            classes = stack.enter_context(ClassTable.open(folder / "classes.csv", categories))
+        writer = Writer(folder, outputs, semantic, categories, overlay, table, coco, classes, labels)
         background = stack.enter_context(_threads())
         pending: Future[None] | None = None
         for done, (path, name, pixels) in enumerate(_read_ahead(images, names, background)):
@@ -116,10 +114,9 @@ def predict_files(
                 progress(done, len(images))
             try:
                 image = pixels.result()
-                check_finite(image, path)
                 if image.ndim == 4 and "labels-png" in outputs:
                     raise InputError(f"{path} is a stack, which a PNG cannot hold; write labels as TIFF instead")
-                planes = image if image.ndim == 4 else image[None]
+                planes: list[Any] = [image] if image.ndim == 3 else [image[z] for z in range(len(image))]
                 found = [predict(plane) for plane in planes]
             except InputError as error:
                 text = str(error)
@@ -137,55 +134,24 @@ def predict_files(
         progress(len(images), len(images))
     if failures:
         raise InputError(_told(failures, len(images), folder))
-    return Written(totals["images"], totals["segments"], totals["planes"], labels)
-
-
-@dataclass(frozen=True)
-class _Writer:
-    """Writes the results of one image; runs in a thread."""
-
-    folder: Path
-    outputs: Sequence[Output]
-    semantic: bool
-    categories: Categories | None
-    overlay: Callable[[NDArray[Any], Segments], NDArray[np.uint8]] | None
-    table: MeasureTable | None
-    coco: CocoFile | None
-    labels: list[Path]
-
-    def write(self, path: Path, name: str, image: NDArray[Any], found: list[Segments]) -> None:
-        """Writes what is asked for of an image (H, W, C), or of the planes of a stack (Z, H, W, C)."""
-        is_stack = image.ndim == 4
-        planes = image if is_stack else image[None]
-        for suffix in [_LABEL_SUFFIXES[each] for each in self.outputs if each in _LABEL_SUFFIXES]:
-            ids = np.stack([label_image(segments, self.semantic, self.categories) for segments in found])
-            target = self.folder / "labels" / f"{name}{suffix}"
-            write_labels(target, ids if is_stack else ids[0])
-            self.labels.append(target)
-        for z, (plane, segments) in enumerate(zip(planes, found, strict=True)):
-            if "overlay" in self.outputs and self.overlay is not None:
-                target = self.folder / "overlays" / f"{name}{f'_{z:04d}' if is_stack else ''}.png"
-                write_image(target, self.overlay(plane, segments))
-            if self.table is not None:
-                self.table.add(name, z, segments, measures(segments, plane))
-            if self.coco is not None:
-                self.coco.add(f"{name.removesuffix(path.suffix)}{path.suffix}", z, segments)
+    counts = {} if classes is None else dict(classes.counts.most_common())
+    return Written(totals["images"], totals["segments"], totals["planes"], labels, counts)
 
 
 def output_names(images: Sequence[Path]) -> list[str]:
-    """A name for each image that no other has: its path below the folder that holds all, without the suffix.
+    """A name for each image that no other has: its path below the folder that holds all, without the suffix (.ome.tif).
 
     Images that differ in the suffix alone keep it.
     """
     absolute = [Path(os.path.abspath(path)) for path in images]  # noqa: PTH100 - resolving links would change names
     common = Path(os.path.commonpath([path.parent for path in absolute])) if absolute else Path()
     relative = [path.relative_to(common) for path in absolute]
-    bare = [path.with_suffix("").as_posix() for path in relative]
+    bare = [path.with_suffix("").as_posix().removesuffix(".ome") for path in relative]
     count = Counter(name.casefold() for name in bare)  # some file systems ignore case
     return [name if count[name.casefold()] == 1 else path.as_posix() for name, path in zip(bare, relative, strict=True)]
 
 
-def _refuse_to_overwrite(images: Sequence[Path], names: Sequence[str], folder: Path) -> None:
+def _refuse_to_overwrite(images: Sequence[Path], names: Sequence[str], folder: Path, outputs: Sequence[str]) -> None:
     """An image in the output folder might be a result of this very run.
 
     Raises:
@@ -193,7 +159,7 @@ def _refuse_to_overwrite(images: Sequence[Path], names: Sequence[str], folder: P
     """
     inputs = {path.resolve() for path in images}
     for name in names:
-        for target in (f"labels/{name}.tif", f"labels/{name}.png", f"overlays/{name}.png"):
+        for target in files_of(name, outputs).values():
             if (folder / target).resolve() in inputs:
                 raise InputError(f"the result would overwrite the image {folder / target}; choose another --out")
 
@@ -210,13 +176,13 @@ def _threads() -> Iterator[ThreadPoolExecutor]:
 
 def _read_ahead(
     images: Sequence[Path], names: Sequence[str], pool: ThreadPoolExecutor
-) -> Iterator[tuple[Path, str, Future[NDArray[Any]]]]:
+) -> Iterator[tuple[Path, str, Future[Pixels]]]:
     """Each image as a future, the reading of the next one already begun."""
-    following = pool.submit(read_image, images[0])
+    following = pool.submit(read_input, images[0])
     for i, (path, name) in enumerate(zip(images, names, strict=True)):
         current = following
         if i + 1 < len(images):
-            following = pool.submit(read_image, images[i + 1])
+            following = pool.submit(read_input, images[i + 1])
         yield path, name, current
 
 

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,12 +15,19 @@ import numpy as np
 
 from everymask.files import atomic_write
 from everymask.formats.coco_write import segmentations
-from everymask.types import LabelMap
+from everymask.types import LabelMap, Masks, Segments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from everymask.types import Categories, Segments
+    from everymask.predict.inputs import Pixels
+    from everymask.types import Categories
+
+_STRIP = 1024
+"""Rows of an image read in pieces that are measured at a time."""
+_ALL_CLASSES = 20
+"""Up to so many classes, a table of classes has a column for each; else those of the five most probable."""
+_BEST = 5
 
 
 def label_image(segments: Segments, semantic: bool, categories: Categories | None = None) -> NDArray[np.int32]:
@@ -36,35 +44,81 @@ def label_image(segments: Segments, semantic: bool, categories: Categories | Non
     """
     if not semantic:
         ids = segments.label_map("last" if segments.score is None else "score")
-        return np.maximum(ids, 0)
+        return np.maximum(ids, 0) if ids.min(initial=0) < 0 else ids
     known = segments.category if categories is None else categories.ids
     void = 255 if known.max(initial=0) < 255 else 65535
     background = void if (known == 0).any() else 0
-    return segments.semantic_map(void=void, background=background, overlap="last").astype(np.int32)
+    table = np.concatenate([[void, background], segments.category]).astype(np.int32)
+    ids = segments.label_map("last")
+    found = np.empty(ids.shape, np.int32)
+    for row, target in zip(ids, found, strict=True):  # so that a large image has no copies of other types
+        np.take(table, row + 1, out=target)
+    return found
 
 
-def measures(segments: Segments, image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def measures(segments: Segments, image: Pixels) -> dict[str, NDArray[Any]]:
     """Columns of measures of each segment (see `everymask.ops.labels.label_measures`); overlapping ones each in full.
 
     Args:
         segments: Of one image.
-        image: (H, W, C).
+        image: (H, W, C); one that is read in pieces is never held as a whole.
     """
     from everymask.ops.labels import label_measures
 
     if isinstance(segments.geometry, LabelMap):
-        return label_measures(segments.geometry.ids, len(segments), image)
+        if isinstance(image, np.ndarray):
+            return label_measures(segments.geometry.ids, len(segments), image)
+        return _measures_by_strips(segments.geometry.ids, len(segments), image)
+    boxes = segments.boxes()
     if segments.geometry is None:
-        boxes = segments.boxes()
         columns: dict[str, NDArray[Any]] = {"area": segments.areas()}
         columns["centroid_y"] = (boxes[:, 1] + boxes[:, 3] - 1) / 2
         columns["centroid_x"] = (boxes[:, 0] + boxes[:, 2] - 1) / 2
         return columns | {name: boxes[:, i] for i, name in enumerate(("x0", "y0", "x1", "y1"))}
-    # One at a time, since dense masks of all would take N times the image.
-    rows = [label_measures(segments[i : i + 1].masks()[0].astype(np.int32), 1, image) for i in range(len(segments))]
+    # One at a time within its box, since dense masks of all would take N times the image.
+    rows = []
+    runs = segments.rles()
+    tight = Segments(segments.size, segments.category, runs).boxes().astype(np.int64)
+    for i, (left, top, right, bottom) in enumerate(tight.tolist()):
+        alone = Segments(segments.size, [0], Masks.join(runs.size, [runs[i]])).masks()[0, top:bottom, left:right]
+        row = label_measures(alone.astype(np.int32), 1, np.asarray(image[top:bottom, left:right]))
+        rows.append(_shifted(row, top, left))
     if not rows:
-        return label_measures(np.zeros(segments.size, np.int32), 0, image)
+        return label_measures(np.zeros((1, 1), np.int32), 0, np.zeros((1, 1, image.shape[-1]), image.dtype))
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _shifted(columns: dict[str, NDArray[Any]], top: int, left: int) -> dict[str, NDArray[Any]]:
+    """Measures of a window in the pixels of the image."""
+    by = {"centroid_y": top, "y0": top, "y1": top, "centroid_x": left, "x0": left, "x1": left}
+    return {name: values + by[name] if name in by else values for name, values in columns.items()}
+
+
+def _measures_by_strips(ids: NDArray[np.int32], count: int, image: Pixels) -> dict[str, NDArray[Any]]:
+    """`label_measures` of an image that is read strip by strip."""
+    from everymask.ops.labels import label_measures
+
+    total: dict[str, NDArray[Any]] = {}
+    for top in range(0, len(ids), _STRIP):
+        window = slice(top, top + _STRIP)
+        part = _shifted(label_measures(ids[window], count, np.asarray(image[window])), top, 0)
+        area, present = part["area"], part["area"] > 0
+        for name, values in part.items():
+            if name == "area":
+                total[name] = total.get(name, 0) + area
+            elif name in ("x0", "y0", "x1", "y1"):
+                lower = name.endswith("0")
+                known = total.setdefault(name, np.full(count, np.iinfo(np.int64).max if lower else 0))
+                known[present] = (np.minimum if lower else np.maximum)(known, values)[present]
+            else:  # means, as sums for now
+                total[name] = total.get(name, 0.0) + np.where(present, values * area, 0)
+    with np.errstate(invalid="ignore"):
+        for name in total.keys() - {"area", "x0", "y0", "x1", "y1"}:
+            total[name] = total[name] / total["area"]
+    absent = total["area"] == 0
+    for name in ("x0", "y0"):
+        total[name][absent] = 0
+    return total
 
 
 class MeasureTable:
@@ -168,3 +222,49 @@ class CocoFile:
             if shapes[i] is not None:
                 annotation["segmentation"] = shapes[i]
             json.dump(annotation, self._stream)
+
+
+class ClassTable:
+    """A CSV file with the class of each image, for classifiers.
+
+    Columns: image, plane (0 in a single image), class, probability, then the probability of every class under its name;
+    of more than 20 classes, class and probability of the second to the fifth instead. Rows go to the disk as they come.
+
+    Attributes:
+        counts: How many images have each class.
+    """
+
+    def __init__(self, stream: TextIO, categories: Categories) -> None:
+        self._writer = csv.writer(stream)
+        self._names = [item.name for item in categories]
+        self._index = {item.id: index for index, item in enumerate(categories)}
+        self._all = len(categories) <= _ALL_CLASSES
+        self.counts: Counter[str] = Counter()
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path, categories: Categories) -> Iterator[ClassTable]:
+        """The table, which appears at `path` when the block ends without an error."""
+        with atomic_write(path) as final, final.open("w", newline="", encoding="utf-8") as stream:
+            table = cls(stream, categories)
+            others = table._names if table._all else _ranks()
+            table._writer.writerow(["image", "plane", "class", "probability", *others])
+            yield table
+
+    def add(self, name: str, plane: int, segments: Segments) -> None:
+        """Writes the row of an image, whose segments are the classes, the most probable first."""
+        order = [self._index[int(each)] for each in segments.category]
+        score = np.ones(len(segments)) if segments.score is None else segments.score
+        texts = [f"{each:.6g}" for each in score]
+        first = self._names[order[0]]
+        self.counts[first] += 1
+        if self._all:
+            by_class = dict(zip(order, texts, strict=True))
+            others = [by_class.get(index, "") for index in range(len(self._names))]
+        else:
+            others = [text for rank in range(1, _BEST) for text in (self._names[order[rank]], texts[rank])]
+        self._writer.writerow([name, plane, first, texts[0], *others])
+
+
+def _ranks() -> list[str]:
+    return [column for rank in range(2, _BEST + 1) for column in (f"class_{rank}", f"probability_{rank}")]

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from everymask.errors import InputError, is_out_of_memory
+from everymask.methods.semantic.common import SemanticMethod
+from everymask.predict.averaging import from_average
+from everymask.predict.blending import blend
+from everymask.predict.convolutions import keep_weights_in_bfloat16, run_pointwise_in_one_thread
 from everymask.predict.device import Precision, choose_device, use_bfloat16
 from everymask.predict.folding import fold_batch_normalisation
+from everymask.predict.magnification import MagnifiedImage, check_magnification, restored
 from everymask.predict.memory import keep_freed_memory
 from everymask.predict.padding import pad_reflected
 from everymask.predict.stitching import stitch
 from everymask.predict.tiling import Tile, plan_tiles
-from everymask.predict.tta import Augmentation, average_views, chosen_views
+from everymask.predict.tta import Augmentation, average_views, check_views, chosen_views, mean_of_views
 from everymask.types import Segments, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import ArrayLike, NDArray
     from torch import Tensor
 
     from everymask.data.preprocessing import Preprocessing
     from everymask.methods.base import Method
+
+    Pixels = NDArray[Any] | MagnifiedImage
 
 _SAMPLED = 2**24
 """Intensity limits of images with more pixels are taken from a regular subset of about so many."""
@@ -35,12 +42,16 @@ _SAMPLED = 2**24
 _WHOLE = 2**30
 """Side of a tile that holds any image."""
 
+_ESTIMATES = 5
+"""Tiles of a large image from which its magnification is estimated."""
+
 
 class Predictor:
     """Applies a method to images of any size.
 
     An image larger than `tile` is predicted in overlapping tiles; the memory of the network depends on `tile` alone.
-    The result is that of the untiled image for objects up to the overlap less twice the method's `context`.
+    Objects are taken whole from the tile that holds their centre: the result is that of the untiled image for objects
+    up to the overlap less twice the method's `context`. Classes of pixels fade from tile to tile.
 
     The network is copied, so that training on is no danger to the predictor and the predictor none to training; the
     decision thresholds are those of `method` at the time of the call.
@@ -54,9 +65,16 @@ class Predictor:
         overlap: Pixels that neighbouring tiles share. None takes twice the method's context and 64 pixels more, at
             least 128, but no more than half a tile.
         tta: Test-time augmentation: a name of `everymask.predict.tta.VIEWS`; True stands for ``dihedral``.
+        magnification: Factor by which the image is resized before the network sees it; the segments are those of the
+            image itself. ``"auto"`` asks the method, if it has ``estimate_magnification(images) -> float`` for
+            normalised images (1, C, H, W); of large images, several tiles, whose median counts. Beside the result,
+            the label map of the resized image is held in memory.
+        blend: Whether overlapping tiles fade into one another (see `everymask.predict.blending`) instead of meeting at
+            a border; for methods that give each pixel a class. None does so for all methods of semantic segmentation.
 
     Raises:
-        InputError: The device, the precision, the tiling or the augmentation do not exist or make no sense.
+        InputError: The device, the precision, the tiling, the augmentation or the magnification do not exist or make no
+            sense for this method.
     """
 
     def __init__(
@@ -68,12 +86,20 @@ class Predictor:
         tile: int = 1024,
         overlap: int | None = None,
         tta: bool | Augmentation = False,
+        magnification: float | Literal["auto"] = 1.0,
+        blend: bool | None = None,
     ) -> None:
+        self.views = chosen_views(tta)
+        check_views(method, self.views)
+        scales = [view.scale for view in self.views]
         if tile < 2 * method.stride:
             raise InputError(f"tile must be at least {2 * method.stride} pixels for this model, got {tile}")
-        tile = tile // method.stride * method.stride
+        # The largest copy is no larger than a tile, the smallest has complete surroundings, too.
+        tile = max(2, int(tile / max(scales)) // method.stride) * method.stride
+        context = math.ceil(method.context / min(scales))
         if overlap is not None and not 0 <= overlap <= tile // 2:
             raise InputError(f"overlap must be in 0..{tile // 2} (half a tile), got {overlap}; enlarge the tile")
+        _check_purpose(method, magnification, blend)
         if Task.CLASSIFICATION in method.tasks:
             tile = _WHOLE // method.stride * method.stride  # what an image shows is not to be told from a part of it
         self.method = method
@@ -83,12 +109,17 @@ class Predictor:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.tile = tile
-        wanted = max(128, 2 * method.context + 64)
-        self.overlap = min(wanted, tile // 2) if overlap is None else overlap
-        self.views = chosen_views(tta)
+        self.context = context
+        self.overlap = min(max(128, 2 * context + 64), tile // 2) if overlap is None else overlap
+        self.magnification = magnification
+        self.blend = isinstance(method, SemanticMethod) if blend is None else blend
         self._network = fold_batch_normalisation(copy.deepcopy(method).requires_grad_(False).eval())
         # Convolutions run faster with the channels innermost, on CPUs (measured: 1.3 to 2 times) as on tensor cores.
         self._network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.bfloat16:
+            keep_weights_in_bfloat16(self._network)
+        elif self.device.type == "cpu":
+            run_pointwise_in_one_thread(self._network)
 
     def __call__(self, image: NDArray[Any], limits: ArrayLike | None = None) -> Segments:
         """The segments of an image; their categories are class indices 0..K-1.
@@ -103,18 +134,16 @@ class Predictor:
             InputError: The image has no pixels, other axes, a wrong number of channels, or values that are not finite.
         """
         image = _checked(image)
-        size = (int(image.shape[0]), int(image.shape[1]))
         scale = self._limits(image, limits)
-        tiles = plan_tiles(size, self.tile, self.overlap, self.method.stride)
-        found = ((tile, self._decode_tile(image, tile, scale)) for tile in tiles)
-        if len(tiles) == 1:
-            return next(found)[1]
-        semantic = Task.SEMANTIC in self.method.tasks and Task.INSTANCE not in self.method.tasks
-        segments, cut = stitch(found, size, self.method.classes, semantic)
-        if cut:
+        magnified = self._magnified(image, scale)
+        segments = self._segments(magnified, scale)
+        if magnified is image:
+            return segments
+        segments, lost = restored(segments, (int(image.shape[0]), int(image.shape[1])))
+        if lost:
             warnings.warn(
-                f"{cut} of {len(segments)} objects reach beyond their tile and may be cut off; "
-                f"enlarge the tile (now {self.tile} pixels) or the overlap ({self.overlap})",
+                f"{lost} of {lost + len(segments)} objects are too small to own a pixel of the image, which was "
+                "magnified for the network, and are left out",
                 stacklevel=2,
             )
         return segments
@@ -129,7 +158,7 @@ class Predictor:
         Raises:
             InputError: As for a single image.
         """
-        if np.ndim(stack) not in (3, 4):
+        if len(np.shape(stack)) not in (3, 4):
             raise InputError(f"expected a stack (Z, H, W) or (Z, H, W, C), got an array of shape {np.shape(stack)}")
         return [self(stack[z], limits) for z in range(stack.shape[0])]
 
@@ -144,29 +173,52 @@ class Predictor:
 
         Returns:
             The outputs (1, ?, H / grid, W / grid) of the padded image, float32 on the CPU, and its (H, W) unpadded:
-            just what ``method.decode(outputs, [size])`` takes. Those of large images are put together from tiles.
+            just what ``method.decode(outputs, [size])`` takes. Those of large images are put together from tiles. With
+            a magnification, they and the size are those of the resized image.
 
         Raises:
             InputError: As for `__call__`.
         """
         image = _checked(image)
-        size = (int(image.shape[0]), int(image.shape[1]))
         scale = self._limits(image, limits)
-        tiles = plan_tiles(size, self.tile, self.overlap, self.method.stride)
-        grid = self.method.grid
+        magnified = self._magnified(image, scale)
+        size, tiles = self._plan(magnified)
+        if len(tiles) == 1:
+            outputs = self._outputs_of_tile(magnified, tiles[0], scale, average_views)
+            return {name: output.cpu() for name, output in outputs.items()}, size
+        grid, stride = self.method.grid, self.method.stride
+        height, width = (-(-length // stride) * stride // grid for length in size)
         joined: dict[str, Tensor] = {}
-        for tile in tiles:
-            outputs = {name: output.cpu() for name, output in self._outputs_of_tile(image, tile, scale).items()}
-            if len(tiles) == 1:
-                return outputs, size
+        for tile, outputs in self._outputs_of_tiles(magnified, tiles, scale):
+            top, left = tile.origin
+            rows, columns = (slice(each.start // grid, each.stop // grid) for each in tile.core)
             for name, output in outputs.items():
                 if name not in joined:
-                    height, width = (-(-length // self.method.stride) * self.method.stride // grid for length in size)
-                    joined[name] = output.new_zeros(*output.shape[:2], height, width)
-                top, left = tile.origin
-                rows, columns = (slice(each.start // grid, each.stop // grid) for each in tile.core)
-                joined[name][..., top // grid :, left // grid :][..., rows, columns] = output[..., rows, columns]
+                    joined[name] = torch.zeros(*output.shape[:2], height, width)
+                joined[name][..., top // grid :, left // grid :][..., rows, columns] = output[..., rows, columns].cpu()
         return joined, size
+
+    def _segments(self, image: Pixels, limits: NDArray[np.float32]) -> Segments:
+        """The segments of an image at the magnification of the network."""
+        size, tiles = self._plan(image)
+        parts = self._outputs_of_tiles(image, tiles, limits)
+        found = ((tile, self._decoded(tile, outputs, size)) for tile, outputs in parts)
+        if len(tiles) == 1:
+            return next(found)[1]
+        semantic = Task.SEMANTIC in self.method.tasks and Task.INSTANCE not in self.method.tasks
+        segments, cut = stitch(found, size, self.method.classes, semantic)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(segments)} objects reach beyond their tile and may be cut off; "
+                f"enlarge the tile (now {self.tile} pixels) or the overlap ({self.overlap})",
+                stacklevel=3,
+            )
+        return segments
+
+    def _plan(self, image: Pixels) -> tuple[tuple[int, int], list[Tile]]:
+        """(H, W) of an image, and its tiles."""
+        size = (int(image.shape[0]), int(image.shape[1]))
+        return size, plan_tiles(size, self.tile, self.overlap, self.method.stride)
 
     def _limits(self, image: NDArray[Any], given: ArrayLike | None) -> NDArray[np.float32]:
         """The intensity limits (2, 1) or (2, C) of the whole image."""
@@ -179,33 +231,91 @@ class Predictor:
         step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / _SAMPLED)))
         return self.preprocessing.limits(self.preprocessing.match_channels(np.asarray(image[::step, ::step])))
 
-    def _decode_tile(self, image: NDArray[Any], tile: Tile, limits: NDArray[np.float32]) -> Segments:
-        height = min(tile.rows.stop, image.shape[0]) - tile.rows.start
-        width = min(tile.columns.stop, image.shape[1]) - tile.columns.start
-        return self.method.decode(self._outputs_of_tile(image, tile, limits), [(height, width)])[0]
+    def _magnified(self, image: NDArray[Any], limits: NDArray[np.float32]) -> Pixels:
+        """The image as the network is to see it; itself where nothing is to be magnified."""
+        factor = self._estimated(image, limits) if self.magnification == "auto" else self.magnification
+        return image if factor == 1 else MagnifiedImage(image, factor)
 
-    def _outputs_of_tile(self, image: NDArray[Any], tile: Tile, limits: NDArray[np.float32]) -> dict[str, Tensor]:
-        """The outputs of a tile, float32, on the device. The padding of the image belongs to its last tiles."""
-        pixels = np.asarray(image[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop])
-        batch = torch.from_numpy(self.preprocessing(pixels, limits))[None]
-        height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
-        batch = pad_reflected(batch, bottom=height - batch.shape[-2], right=width - batch.shape[-1])
-        batch = batch.to(self.device, memory_format=torch.channels_last)
+    def _estimated(self, image: NDArray[Any], limits: NDArray[np.float32]) -> float:
+        """What the method says of the magnification: the median over several tiles."""
+        estimate: Callable[[Tensor], float] = self._network.estimate_magnification  # type: ignore[assignment]
+        _, tiles = self._plan(image)
+        chosen = np.unique(np.linspace(0, len(tiles) - 1, _ESTIMATES).round().astype(int))
+        with torch.inference_mode():
+            return check_magnification(
+                float(np.median([float(estimate(self._batch(image, tiles[i], limits))) for i in chosen]))
+            )
+
+    def _decoded(self, tile: Tile, outputs: dict[str, Tensor], size: tuple[int, int]) -> Segments:
+        """The segments of a tile; the padding of the image belongs to its last tiles."""
+        height, width = (
+            min(tile.rows.stop, size[0]) - tile.rows.start,
+            min(tile.columns.stop, size[1]) - tile.columns.start,
+        )
+        return self.method.decode(outputs, [(height, width)])[0]
+
+    def _outputs_of_tiles(
+        self, image: Pixels, tiles: list[Tile], limits: NDArray[np.float32]
+    ) -> Iterator[tuple[Tile, dict[str, Tensor]]]:
+        """Tiles, or the blocks that blended tiles leave, and their outputs in the form that the method decodes."""
+        if len(tiles) == 1 or not self.blend:
+            for tile in tiles:
+                yield tile, self._outputs_of_tile(image, tile, limits, average_views)
+            return
+        parts = ((tile, self._outputs_of_tile(image, tile, limits, mean_of_views)) for tile in tiles)
+        for block, means in blend(parts, tiles, self.context, self.method.grid):
+            yield block, from_average(self.method, means)
+            means.clear()  # frees them before the network sees the next tile
+
+    def _outputs_of_tile(
+        self, image: Pixels, tile: Tile, limits: NDArray[np.float32], average: Callable[..., dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The outputs of a tile, averaged over the views, float32, on the device."""
+        batch = self._batch(image, tile, limits)
         try:
-            return average_views(self.method, self._forward, batch, self.views)
+            return average(self.method, self._forward, batch, self.views)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             on_accelerator = "" if self.device.type == "cpu" else " or take the device cpu"
+            height, width = batch.shape[-2:]
             raise InputError(
                 f"out of memory on {self.device} with tiles of {height} x {width} pixels; lower tile, now "
                 f"{self.tile}{on_accelerator}"
             ) from error
 
+    def _batch(self, image: Pixels, tile: Tile, limits: NDArray[np.float32]) -> Tensor:
+        """The network's input (1, C, h, w) for a tile, on the device."""
+        pixels = np.asarray(image[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop])
+        batch = torch.from_numpy(self.preprocessing(pixels, limits))[None]
+        height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
+        batch = pad_reflected(batch, bottom=height - batch.shape[-2], right=width - batch.shape[-1])
+        return batch.to(self.device, memory_format=torch.channels_last)
+
     def _forward(self, batch: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self._network(batch)
         return {name: output.float() for name, output in outputs.items()}
+
+
+def _check_purpose(method: Method, magnification: float | Literal["auto"], blend: bool | None) -> None:
+    """Makes sure that magnification and blending are for a method like this.
+
+    Raises:
+        InputError: They are not, or the magnification is no sensible number.
+    """
+    name = type(method).__name__
+    if isinstance(magnification, str):
+        if magnification != "auto":
+            raise InputError(f"magnification must be a number or 'auto', got {magnification!r}")
+        if not hasattr(method, "estimate_magnification"):
+            raise InputError(f"{name} cannot estimate a magnification; give a number, such as 0.5")
+    else:
+        check_magnification(magnification)
+    if magnification != 1 and Task.CLASSIFICATION in method.tasks:
+        raise InputError("a classifier brings every image to one size; leave out the magnification")
+    if blend and (Task.SEMANTIC not in method.tasks or Task.INSTANCE in method.tasks):
+        raise InputError(f"{name} finds objects, which are taken whole from one tile; leave out blend")
 
 
 def _checked(image: NDArray[Any]) -> NDArray[Any]:

@@ -51,7 +51,7 @@ def stitch(
 
 
 class SemanticStitcher:
-    """Joins class maps: each pixel comes from the tile whose core holds it.
+    """Joins class maps: each pixel comes from the tile whose core holds it (a block of `blend` is core only).
 
     The score of a segment is the mean of the tiles' scores, weighted by the pixels they contribute.
 
@@ -79,14 +79,18 @@ class SemanticStitcher:
 
     def result(self) -> Segments:
         """One segment for each class that occurs, in order of class."""
-        present = np.unique(self._canvas)
+        from everymask.ops.label_tables import distinct
+
+        present = distinct(self._canvas)
         present = present[present > 0]
         table = np.zeros(int(present.max(initial=0)) + 2, np.int32)
         table[0] = VOID
         table[present + 1] = np.arange(1, len(present) + 1)
+        for row in self._canvas:  # in place, since a large image has no room for several canvases
+            row[:] = table[row + 1]
         scored = self._pixels.any() or not len(present)
         score = self._score[present - 1] / np.maximum(self._pixels[present - 1], 1) if scored else None
-        return Segments(self._canvas.shape, present - 1, LabelMap(table[self._canvas + 1]), score=score)
+        return Segments(self._canvas.shape, present - 1, LabelMap(self._canvas), score=score)
 
 
 class LabelStitcher:
@@ -163,7 +167,8 @@ class LabelStitcher:
     def result(self) -> Segments:
         """All objects that have pixels, numbered 1..N in order of tiles."""
         whole = _joined(self._parts, self._canvas.shape, LabelMap(self._canvas))
-        return whole[whole.areas() > 0]
+        visible = whole.areas() > 0
+        return whole if visible.all() else whole[visible]
 
 
 class MaskStitcher:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverage:
@@ -29,11 +30,12 @@ class MovingAverage:
     def update(self, step: int) -> None:
         """Moves the average towards the present weights, after optimiser step `step` = 1, 2, ..."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in self.network.state_dict().items():
-            if tensor.is_floating_point():
-                self.average[name].lerp_(tensor, 1 - decay)
-            else:
-                self.average[name].copy_(tensor)
+        present = self.network.state_dict()
+        moving = [name for name, tensor in present.items() if tensor.is_floating_point()]
+        move = get_ema_multi_avg_fn(decay)  # all tensors at once, which accelerators do in a few kernels
+        move([self.average[name] for name in moving], [present[name] for name in moving], None)
+        for name in present.keys() - set(moving):
+            self.average[name].copy_(present[name])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

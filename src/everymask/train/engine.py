@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,11 @@ from everymask.train.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from everymask.train.checkpointing import Checkpointing
+from everymask.train.compiling import Compiled
+from everymask.train.depthwise import FloatDepthwise
 from everymask.train.ema import MovingAverage
-from everymask.train.setup import Objective, make_optimiser
+from everymask.train.setup import Objective, freeze, make_optimiser, share_statistics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,23 +42,38 @@ class Engine:
         method: The method to train, moved to the device in place.
         recipe: Optimiser, clipping, accumulation, moving average and precision.
         device: ``"cpu"``, or None for an accelerator if there is one.
+        tell: Told what could not be done as the recipe asks, in a line.
 
     Attributes:
         steps: Optimiser steps that were done.
         bfloat16: Whether convolutions and matrix products run in bfloat16.
     """
 
-    def __init__(self, method: Method, recipe: Recipe, device: str | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        recipe: Recipe,
+        device: str | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.method, self.recipe = method, recipe
         # Accelerate joins processes on CPUs only if it is told that CPUs are meant.
         self.accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
         self.device = self.accelerator.device
+        freeze(method, recipe.freeze)
+        if self.accelerator.num_processes > 1 and self.device.type != "cpu":
+            share_statistics(method)
         # Convolutions are faster with the channels innermost, on CPUs as on tensor cores.
         method.to(self.device)
         method.to(memory_format=torch.channels_last)
         self.bfloat16 = use_bfloat16(recipe.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
+        self._changes: list[Checkpointing | Compiled] = []
+        if recipe.checkpointing:
+            self._changes.append(Checkpointing(method))
+        if recipe.compile:
+            self._changes.append(Compiled(method, tell))
         self.objective = self.accelerator.prepare_model(Objective(method, self.bfloat16))
         self.parameters = [each for each in method.parameters() if each.requires_grad]
         self.optimiser = make_optimiser(method, recipe)
@@ -91,6 +109,8 @@ class Engine:
             with ExitStack() as stack:
                 if part < self.recipe.accumulate - 1:
                     stack.enter_context(self.accelerator.no_sync(self.objective))
+                if self.bfloat16 and self.device.type == "cpu" and not self.recipe.compile:
+                    stack.enter_context(FloatDepthwise())
                 terms = self.objective(images, targets)
                 total = torch.stack(list(terms.values())).sum()
                 self.accelerator.backward(total / self.recipe.accumulate)
@@ -159,6 +179,13 @@ class Engine:
 
             for tensor in [*self.method.buffers(), *self.average.average.values()]:
                 tensor.copy_(broadcast(tensor.clone()))
+
+    def release(self) -> None:
+        """Leaves the method as other programs expect it, when the training is over."""
+        for change in self._changes:
+            change.undo()
+        self._changes.clear()
+        freeze(self.method, 0)
 
     def any_process(self, flag: bool) -> bool:
         """Whether `flag` is true in any process; all must ask."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from everymask.data.loader import CACHE_BYTES, Crops, CropStream, Draw, Store, batches, default_workers
+from everymask.data.loader import batches, default_workers
+from everymask.data.sampling import Draw
+from everymask.data.store import CACHE_BYTES
 from everymask.errors import InputError
 from everymask.files import check_writable_folder
 from everymask.methods import method_name
@@ -20,8 +22,10 @@ from everymask.train.checkpoint import CHECKPOINT, read_checkpoint, write_checkp
 from everymask.train.engine import Engine
 from everymask.train.interrupt import Interruption
 from everymask.train.progress import LOG, Clock, Progress, RunLog
+from everymask.train.samples import TrainingSamples
 from everymask.train.schedule import Schedule
-from everymask.train.setup import augmentation_of, check_fit, check_identity, explained_memory, identity
+from everymask.train.setup import check_fit, check_identity, explained_memory, identity
+from everymask.train.tensorboard import FOLDER, PICTURES, TensorBoard, check_installed
 from everymask.train.thresholds import tune_thresholds
 from everymask.train.validation import Validator
 from everymask.weights import load_strictly, save_model
@@ -87,6 +91,7 @@ def train(
     resume: bool = False,
     provenance: dict[str, Any] | None = None,
     quiet: bool = False,
+    tensorboard: bool = False,
     device: str | None = None,
 ) -> TrainingResult:
     """Trains a method and writes ``model.safetensors`` into the folder `out`.
@@ -108,6 +113,7 @@ def train(
         resume: Go on with the run in `out`, if there is one. Only epochs, patience, workers and tune may have changed.
         provenance: Stored with the model: data, licence and the like, as JSON values.
         quiet: Show no progress.
+        tensorboard: Write event files for TensorBoard, into the folder ``tensorboard`` of `out`.
         device: ``"cpu"`` trains on the CPU even if there is an accelerator.
 
     Raises:
@@ -119,11 +125,15 @@ def train(
     out = check_writable_folder(out)
     if not resume and any((out / name).exists() for name in (CHECKPOINT, MODEL, LOG)):
         raise InputError(f"{out} already holds a training run; go on with it by --resume, or choose another --out")
+    if tensorboard:
+        check_installed()
     trainer = Trainer(method, train_data, val_data, recipe, preprocessing, categories, out, provenance, quiet, device)
     if (out / CHECKPOINT).exists():
         trainer.restore()
     else:
         trainer.begin()
+    if tensorboard and trainer.main:
+        trainer.add_tensorboard()
     trainer.fit()
     return trainer.finish()
 
@@ -146,26 +156,30 @@ class Trainer:
     ) -> None:
         self.method, self.recipe, self.out = method, recipe, out
         self.preprocessing, self.categories, self.provenance = preprocessing, categories, provenance
-        self.engine = Engine(method, recipe, device)
-        accelerator = self.engine.accelerator
-        self.main = accelerator.is_main_process
-        self.state = RunState()
-        self.history: list[dict[str, Any]] = []
-        self.log = RunLog(out / LOG, self.main)
+        self.main = os.environ.get("RANK", "0") == "0"
         self.progress = Progress(recipe.epochs, quiet or not self.main)
-        processes = accelerator.num_processes
-        self.identity = identity(method, train_data, val_data, recipe, preprocessing, categories, processes)
-
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.workers = default_workers(processes_here) if recipe.workers < 0 else recipe.workers
         budget = CACHE_BYTES // processes_here
-        with self.progress.counting("reading training images") as told:
-            self.store = Store(train_data, preprocessing, categories, budget)
-            if not self.store.fill(told):
-                # Each loader process then keeps images of its own.
-                self.store = Store(train_data, preprocessing, categories, budget // max(1, self.workers))
-        self.visits = self.store.visits(recipe.visits, recipe.crop)
-        self.steps_per_epoch = recipe.steps_per_epoch or math.ceil(sum(self.visits) / self.engine.crops_per_step)
+        self.samples = TrainingSamples(
+            method,
+            train_data,
+            recipe,
+            preprocessing,
+            categories,
+            budget=budget,
+            workers=self.workers,
+            counting=self.progress.counting,
+        )
+        self.engine = Engine(method, recipe, device, self.progress.line)
+        accelerator = self.engine.accelerator
+        self.state = RunState()
+        self.history: list[dict[str, Any]] = []
+        self.log = RunLog(out / LOG, self.main)
+        processes = accelerator.num_processes
+        self.identity = identity(method, train_data, val_data, recipe, preprocessing, categories, processes)
+        visits = sum(self.samples.visits)
+        self.steps_per_epoch = recipe.steps_per_epoch or math.ceil(visits / self.engine.crops_per_step)
         self.progress.steps = self.steps_per_epoch
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.schedule = Schedule(recipe, self.steps_per_epoch)
@@ -175,6 +189,16 @@ class Trainer:
                 self.validator = Validator(
                     method, val_data, recipe, preprocessing, categories, accelerator, budget=budget, progress=told
                 )
+
+        self.tensorboard: TensorBoard | None = None
+
+    def add_tensorboard(self) -> None:
+        """Writes event files from now on."""
+        steps = self.engine.steps
+        self.tensorboard = TensorBoard(self.out / FOLDER, steps + 1, self.preprocessing, self.categories)
+        self.log.mirror = self.tensorboard.write
+        if self.validator is not None:
+            self.validator.shows = PICTURES
 
     @property
     def epoch(self) -> int:
@@ -217,24 +241,13 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint has been written.
         """
         engine, recipe = self.engine, self.recipe
-        stream = CropStream(
-            len(self.store),
-            recipe.batch_size,
-            batches=self.total_steps * recipe.accumulate,
-            visits=self.visits,
+        stream = self.samples.stream(
+            self.total_steps * recipe.accumulate,
             start=engine.steps * recipe.accumulate,
-            seed=recipe.seed,
             process=engine.accelerator.process_index,
             processes=engine.accelerator.num_processes,
         )
-        crops = Crops(
-            self.store,
-            self.method.targets,
-            crop=recipe.crop,
-            augmentation=augmentation_of(recipe),
-            foreground=recipe.foreground,
-            seed=recipe.seed,
-        )
+        crops = self.samples.crops()
         if len(stream):
             _ = crops[Draw(0, 0)]  # compiles the kernels once, before loader processes are forked
         every_step = engine.device.type == "cpu"  # looking at a loss costs accelerators a wait
@@ -315,6 +328,8 @@ class Trainer:
         self.state.seconds = entry["seconds"] = clock.seconds()
         self.history.append(entry)
         self.log.write("epoch", **entry)
+        if self.tensorboard is not None and self.validator is not None and "validation" in entry:
+            self.tensorboard.show(self.validator.shown, self.engine.steps)
         self.progress.line(told)
 
     def _judge(self, figures: dict[str, float], epoch: int) -> bool:
@@ -381,6 +396,7 @@ class Trainer:
             figure = self.method.metric[1]
             self.progress.line(f"thresholds: {chosen}; {figure} {tuned[figure]:.4f}")
         validation = figures if tuned is None else tuned
+        self.engine.release()
         if self.main:
             self._save_model(self.out / MODEL, validation)
         self.log.write(
@@ -394,6 +410,8 @@ class Trainer:
             tuned=tuned,
             seconds=state.seconds,
         )
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         self.engine.accelerator.wait_for_everyone()
         self.progress.line(f"model of epoch {state.best_epoch}: {self.out / MODEL}")
         thresholds = dict(self.method.thresholds)

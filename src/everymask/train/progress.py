@@ -39,10 +39,14 @@ class RunLog:
     Args:
         path: The file; appended to.
         enabled: False in all processes but the first.
+
+    Attributes:
+        mirror: Gets each entry that is written, too.
     """
 
     def __init__(self, path: Path, enabled: bool = True) -> None:
         self.path, self.enabled = path, enabled
+        self.mirror: Callable[[str, Mapping[str, Any]], None] | None = None
 
     def write(self, event: str, **values: Any) -> None:
         """Appends one line.
@@ -59,6 +63,8 @@ class RunLog:
             raise InputError(
                 f"cannot write {self.path}: {error.strerror}; free some space and go on with --resume"
             ) from error
+        if self.mirror is not None:
+            self.mirror(event, values)
 
     def size(self) -> int:
         """Bytes so far."""

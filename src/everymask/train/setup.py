@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from everymask.data.augment import Augmentation
+from everymask.backbones.pyramid import Backbone
+from everymask.backbones.stages import freeze_stages
+from everymask.backbones.stages import layer_decay as decayed
 from everymask.errors import InputError, is_out_of_memory, unknown_name
 from everymask.methods import method_name
 
@@ -48,48 +50,60 @@ def make_optimiser(method: Method, recipe: Recipe) -> Optimizer:
 
     ``adamw`` decays the weights apart from the gradient (Loshchilov and Hutter 2019); ``adam`` and ``sgd`` (Nesterov
     momentum 0.9) add the decay to the gradient, as their papers' programs do. Each group has ``share``, its factor of
-    the learning rate: `Recipe.backbone_rate` for what belongs to ``method.backbone``.
+    the learning rate: 1, and for ``method.backbone`` `Recipe.backbone_rate` times the `layer_decay` of its depth.
 
     Raises:
         InputError: Unknown optimiser.
     """
     backbone = getattr(method, "backbone", None)
-    given = {id(each) for each in backbone.parameters()} if isinstance(backbone, nn.Module) else set()
-    trained = [each for each in method.parameters() if each.requires_grad]
+    layers: list[tuple[list[nn.Parameter], float]] = []
+    if isinstance(backbone, Backbone) and recipe.layer_decay < 1:
+        layers = [(learning, recipe.backbone_rate * share) for learning, share in decayed(backbone, recipe.layer_decay)]
+    elif isinstance(backbone, nn.Module):
+        layers = [([each for each in backbone.parameters() if each.requires_grad], recipe.backbone_rate)]
+    given = {id(each) for learning, _ in layers for each in learning}
+    rest = [each for each in method.parameters() if each.requires_grad and id(each) not in given]
     groups = [
         {
-            "params": [each for each in trained if (each.ndim > 1) == matrix and (id(each) in given) == old],
+            "params": [each for each in learning if (each.ndim > 1) == matrix],
             "weight_decay": recipe.weight_decay if matrix else 0.0,
-            "share": recipe.backbone_rate if old else 1.0,
+            "share": share,
         }
-        for old in (False, True)
+        for learning, share in [(rest, 1.0), *layers]
         for matrix in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
+    # One pass over memory a step instead of ten: a third of the time on CPUs.
+    fused = all(each.device.type in ("cpu", "cuda", "xpu") for each in method.parameters())
     match recipe.optimiser:
         case "adamw":
-            return AdamW(groups, lr=recipe.learning_rate)
+            return AdamW(groups, lr=recipe.learning_rate, fused=fused)
         case "adam":
-            return Adam(groups, lr=recipe.learning_rate)
+            return Adam(groups, lr=recipe.learning_rate, fused=fused)
         case "sgd":
-            return SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
+            return SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True, fused=fused)
     raise unknown_name("optimiser", recipe.optimiser, ["adamw", "adam", "sgd"])
 
 
-def augmentation_of(recipe: Recipe) -> Augmentation:
-    """The random changes that the recipe asks for."""
-    return Augmentation(
-        flip=recipe.flip,
-        rotate=recipe.rotate,
-        scale=recipe.scale,
-        brightness=recipe.brightness,
-        contrast=recipe.contrast,
-        gamma=recipe.gamma,
-        noise=recipe.noise,
-        blur=recipe.blur,
-        invert=recipe.invert,
-        colour=recipe.colour,
-    )
+def freeze(method: Method, parts: int) -> None:
+    """Keeps the first parts of the method's backbone as they are, or, with 0, lets all learn.
+
+    Raises:
+        InputError: There are not so many.
+    """
+    backbone = getattr(method, "backbone", None)
+    if isinstance(backbone, Backbone) and (parts or backbone.frozen):
+        freeze_stages(backbone, parts)
+
+
+def share_statistics(method: Method) -> None:
+    """Makes batch normalisation take its statistics over the batches of all processes (`torch.nn.SyncBatchNorm`).
+
+    Weights and their names stay. torch has this for accelerators only; processes on CPUs use their own batches.
+    """
+    from timm.layers import convert_sync_batchnorm  # torch's own would drop the activations that timm joins to some
+
+    convert_sync_batchnorm(method)
 
 
 def check_fit(
@@ -118,6 +132,19 @@ def check_fit(
         )
     if method.classes != len(categories):
         raise InputError(f"the method has {method.classes} classes, but there are {len(categories)} categories")
+    if not isinstance(getattr(method, "backbone", None), Backbone):
+        for name, plain in (("freeze", 0), ("layer_decay", 1.0)):
+            if getattr(recipe, name) != plain:
+                raise InputError(
+                    f"{name} {getattr(recipe, name):g} is for a backbone, but this {method_name(method)} has none; "
+                    f"leave {name} out, or give --backbone if the method takes one"
+                )
+    if recipe.weigh_classes != "none" and "class_weights" not in method.config:
+        raise InputError(
+            f"{method_name(method)} has no class_weights, so its classes cannot be weighed; leave weigh_classes out"
+        )
+    if recipe.checkpointing and recipe.compile:
+        raise InputError("a compiled network decides by itself what to compute anew; leave checkpointing out")
     if val_data is not None:
         check_same_classes(val_data, categories)
     if not method.tasks & train_data.tasks:
@@ -203,5 +230,5 @@ def explained_memory(recipe: Recipe) -> Iterator[None]:
             raise
         raise InputError(
             f"out of memory with batch_size {recipe.batch_size} and crop {recipe.crop}; lower batch_size (and raise "
-            f"accumulate, now {recipe.accumulate}, by the same factor to learn the same) or lower crop"
+            f"accumulate, now {recipe.accumulate}, by the same factor to learn the same) or crop, or set checkpointing"
         ) from error

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from everymask.data.loader import Crops, Decoded, Draw, Store, collate
+from everymask.data.loader import Crops, collate
+from everymask.data.sampling import Draw
+from everymask.data.store import Decoded, Store
 from everymask.errors import InputError
 from everymask.metrics import Metric, make_metric
 from everymask.predict.predictor import Predictor
@@ -34,6 +36,10 @@ class Validator:
         accelerator: Device and processes.
         budget: Bytes of decoded images to keep in memory.
         progress: Told how many images of how many are read.
+
+    Attributes:
+        shows: How many of the first images to remember with their predictions.
+        shown: Those of the last validation.
     """
 
     def __init__(
@@ -54,6 +60,8 @@ class Validator:
         self.store = Store(self.data, preprocessing, categories, budget)
         self._in_memory = self.store.fill(progress) if len(self.data) else True
         self._truths: dict[int, Segments] = {}
+        self.shows = 0
+        self.shown: list[tuple[Decoded, Segments, Segments]] = []
 
     def __call__(self, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
         """``loss``, its terms as ``loss/term``, and the figures of the metric.
@@ -108,8 +116,12 @@ class Validator:
 
     def _metric(self, progress: Callable[[int, int], None] | None) -> dict[str, float]:
         predictor, metric = self.predictor(), self.new_metric()
+        self.shown.clear()
         for done, (name, decoded, truth) in enumerate(self.samples(), 1):
-            self.update(metric, truth, predictor(decoded.image, decoded.limits), name)
+            prediction = predictor(decoded.image, decoded.limits)
+            self.update(metric, truth, prediction, name)
+            if done <= self.shows:
+                self.shown.append((decoded, truth, prediction))
             if progress is not None:
                 progress(done, len(self.data))
         return self.merge(metric, self.new_metric()).compute()

@@ -7,9 +7,12 @@ of probable pixels are thinned out by non-maximum suppression and drawn.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,8 +37,10 @@ class StarDist(Method):
         grid: Input pixels per output pixel, 1, 2 or 4.
         base: Features of the first U-Net level.
         depth: Poolings of the U-Net.
-        features: Features of the last shared convolution.
-        norm: Normalisation; the official networks have none.
+        convolutions: Convolutions of a level of the U-Net, on each side, and before each pooling down to the grid.
+        features: Features of the last convolution before the outputs, one shared by probability and distances and one
+            of the classes; 0 for outputs straight from the U-Net.
+        norm: Normalisation; the official networks have none, so weights from there need ``none``.
         distance_weight: Weight of the distance term.
         background_weight: Weight of the distances outside objects, relative to the distance term.
     """
@@ -43,6 +48,7 @@ class StarDist(Method):
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
     metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"probability": (0.1, 0.9), "overlap": (0.3, 0.4, 0.5)}
+    logit_layers: ClassVar[tuple[str, ...]] = ("category",)
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class StarDist(Method):
         grid: int = 2,
         base: int = 32,
         depth: int = 3,
+        convolutions: int = 2,
         features: int = 128,
         norm: Norm = "batch",
         distance_weight: float = 0.2,
@@ -60,10 +67,10 @@ class StarDist(Method):
         super().__init__()
         if grid not in (1, 2, 4):
             raise InputError(f"grid must be 1, 2 or 4, got {grid}")
-        if min(channels, base, features) < 1:
+        if min(channels, base, convolutions) < 1 or features < 0:
             raise InputError(
-                f"channels, base and features must be at least 1, got channels {channels}, base {base} and "
-                f"features {features}"
+                f"channels, base and convolutions must be at least 1 and features at least 0, got channels {channels}, "
+                f"base {base}, convolutions {convolutions} and features {features}"
             )
         if rays < 3:
             raise InputError(f"a polygon needs at least 3 rays, got {rays}")
@@ -72,16 +79,21 @@ class StarDist(Method):
         poolings = int(math.log2(grid))
         stem: list[nn.Module] = []
         for i in range(poolings):
-            stem += [convolution(channels if i == 0 else base, base, norm), convolution(base, base, norm)]
+            stem += [convolution(channels if i == j == 0 else base, base, norm) for j in range(convolutions)]
             stem.append(nn.MaxPool2d(2))
         self.stem = nn.Sequential(*stem)
-        self.body = UNet(base if poolings else channels, base, depth, norm=norm)
-        self.features = convolution(self.body.width, features, norm)
-        self.probability = nn.Conv2d(features, 1, 1)
-        self.distances = nn.Conv2d(features, rays, 1)
-        self.category = nn.Conv2d(features, classes + 1, 1) if classes > 1 else None
+        self.body = UNet(base if poolings else channels, base, depth, convolutions, norm)
+
+        def last() -> nn.Module:
+            return convolution(self.body.width, features, norm) if features else nn.Identity()
+
+        width = features or self.body.width
+        self.features = last()
+        self.probability = nn.Conv2d(width, 1, 1)
+        self.distances = nn.Conv2d(width, rays, 1)
+        self.category = nn.Sequential(last(), nn.Conv2d(width, classes + 1, 1)) if classes > 1 else None
         self.stride = grid * 2**depth
-        self.context = grid * (self.body.radius + 1) + 2 * grid
+        self.context = grid * (self.body.radius + 1) + (convolutions + 1) * grid
         self.thresholds = {"probability": 0.5, "overlap": 0.4}
         initialise(self)
         # Distances start near the size of common objects, so that the first epochs are not spent on reaching it.
@@ -100,10 +112,11 @@ class StarDist(Method):
             ``probability`` (B, 1, h, w) logits, ``distances`` (B, R, h, w) in input pixels, and with several
             categories ``category`` (B, K + 1, h, w) logits, background first.
         """
-        features = self.features(self.body(self.stem(images)))
+        shared = self.body(self.stem(images))
+        features = self.features(shared)
         outputs = {"probability": self.probability(features), "distances": self.distances(features)}
         if self.category is not None:
-            outputs["category"] = self.category(features)
+            outputs["category"] = self.category(shared)
         return outputs
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
@@ -188,3 +201,133 @@ class StarDist(Method):
             source = self.rays // 2 - source
         undone["distances"] = undone["distances"][:, source % self.rays]
         return undone
+
+    def foreign(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of the official program's network (`StarDist2D.keras_model`) under the names of this method.
+
+        Args:
+            state: From `everymask.methods.keras.read_keras`. Tensors under the names of this method stay as they are.
+
+        Raises:
+            InputError: They are of a network that other options make; the options are named.
+        """
+        if "prob.weight" not in state:
+            return dict(state)
+        if any(name.endswith("running_mean") for name in state):
+            raise InputError("networks with unet_batch_norm cannot be loaded, because their layers have another order")
+        told = _official_options(state)
+        other = {name: value for name, value in told.items() if value != self.config[name]}
+        if other:
+            options = " ".join(f"--{name} {value}" for name, value in other.items())
+            made = ", ".join(f"{name} {self.config[name]}" for name in other)
+            raise InputError(f"the weights are of a network with other options; give {options} (the method has {made})")
+        renamed = {}
+        for name, each in state.items():
+            layer, _, kind = name.rpartition(".")
+            renamed[f"{_own_layer(layer, told['convolutions'], _stem(state))}.{kind}"] = each
+        if self.category is None and state.get("prob_class.weight", torch.zeros(2)).shape[0] == 2:
+            # A class head of a single class has nothing to tell.
+            renamed = {name: each for name, each in renamed.items() if not name.startswith("category.")}
+        return renamed
+
+    def read_beside(self, path: Path) -> dict[str, float]:
+        """Thresholds of ``thresholds.json`` beside the official program's weights, which ``config.json`` describes.
+
+        Args:
+            path: Of the weights.
+
+        Raises:
+            InputError: The network differs in what its weights do not show, or one of the files cannot be read.
+        """
+        place = path.with_name("config.json")
+        config = _read_json(place)
+        for name, value in _FIXED.items():
+            if config.get(name, value) != value:
+                raise InputError(f"{place}: {name} is {config[name]!r}; only networks with {value!r} can be loaded")
+        place = path.with_name("thresholds.json")
+        thresholds = _read_json(place)
+        names = {"prob": "probability", "nms": "overlap"}
+        try:
+            return {own: float(thresholds[name]) for name, own in names.items() if name in thresholds}
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{place}: expected numbers as prob and nms, got {thresholds!r}") from error
+
+
+_FIXED = {
+    "n_dim": 2,
+    "backbone": "unet",
+    "unet_kernel_size": [3, 3],
+    "unet_pool": [2, 2],
+    "unet_activation": "relu",
+    "unet_last_activation": "relu",
+    "unet_batch_norm": False,
+    "unet_prefix": "",
+}
+"""Settings of the official network (`Config2D`) that are not options here."""
+
+
+def _stem(state: Mapping[str, Tensor]) -> list[str]:
+    """The convolutions above the grid, which Keras numbers by all layers of the program: only their order counts."""
+    return [name.removesuffix(".weight") for name in state if re.fullmatch(r"conv2d(_\d+)?\.weight", name)]
+
+
+def _official_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments that make the official network with these tensors, but for the number of classes."""
+    level = re.compile(r"down_level_(\d+)_no_(\d+)\.weight")
+    levels = [(int(found[1]), int(found[2])) for name in state if (found := level.fullmatch(name))]
+    if (0, 0) not in levels or "dist.weight" not in state:
+        raise InputError("the tensors are not those of a StarDist2D network: down_level_0_no_0 or dist is missing")
+    convolutions, stem = max(number for _, number in levels) + 1, _stem(state)
+    first, features = state[f"{(stem or ['down_level_0_no_0'])[0]}.weight"], state.get("features.weight")
+    return {
+        "channels": first.shape[1],
+        "rays": state["dist.weight"].shape[0],
+        "grid": 2 ** (len(stem) // convolutions),
+        "base": state["down_level_0_no_0.weight"].shape[0],
+        "depth": max(number for number, _ in levels) + 1,
+        "convolutions": convolutions,
+        "features": 0 if features is None else features.shape[0],
+        "norm": "none",
+    }
+
+
+_HEADS = {
+    "features": "features.0",
+    "prob": "probability",
+    "dist": "distances",
+    "features_class": "category.0.0",
+    "prob_class": "category.1",
+}
+"""Official layer -> ours."""
+
+
+def _own_layer(layer: str, convolutions: int, stem: Sequence[str]) -> str:
+    """Our name of a layer of the official network; names of no rule stay as they are.
+
+    The last convolution of the middle, and of a level on the way up, has the number `convolutions`, not one less.
+    """
+    if layer in _HEADS:
+        return _HEADS[layer]
+    if layer in stem:
+        number = stem.index(layer)
+        return f"stem.{number + number // convolutions}.0"  # poolings are layers, too
+    if found := re.fullmatch(r"down_level_(\d+)_no_(\d+)", layer):
+        return f"body.down.{found[1]}.{found[2]}.0"
+    if found := re.fullmatch(r"middle_(\d+)", layer):
+        return f"body.bottom.{min(int(found[1]), convolutions - 1)}.0"
+    if found := re.fullmatch(r"up_level_(\d+)_no_(\d+)", layer):
+        return f"body.up.{found[1]}.{min(int(found[2]), convolutions - 1)}.0"
+    return layer
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected an object with names, got {type(found).__name__}")
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class SemanticMethod(Method):
@@ -39,7 +42,6 @@ class SemanticMethod(Method):
     auxiliary_weight: ClassVar[float] = 0.4
 
     background: bool
-    class_weights: Tensor | None
 
     def prepare(
         self, classes: int, channels: int, background: bool, loss: str, class_weights: Sequence[float] = ()
@@ -116,19 +118,27 @@ class SemanticMethod(Method):
         """The most probable class of each pixel; a segment for each that occurs, scored by its mean probability."""
         found = []
         for logits, (height, width) in zip(outputs["classes"], sizes, strict=True):
-            logits = logits[:, :height, :width].float()
-            highest, index = logits.max(0)
-            probability = (highest - logits.logsumexp(0)).exp().cpu().numpy().ravel()
-            index = index.cpu().numpy().ravel() - self.background + 1  # 0 is background
-            counts = np.bincount(index, minlength=self.classes + 1)
-            sums = np.bincount(index, weights=probability, minlength=self.classes + 1)
-            present = np.flatnonzero(counts[1:])
-            table = np.zeros(self.classes + 1, np.int32)
-            table[present + 1] = np.arange(1, len(present) + 1)
-            ids = table[index].reshape(height, width)
-            score = np.clip(sums[present + 1] / counts[present + 1], 0, 1)  # a sum of probabilities may be rounded up
-            found.append(Segments((height, width), present, LabelMap(ids), score=score))
+            index, counts, sums = _most_probable(logits[:, :height, :width].float())
+            first = int(self.background)  # class of the first category
+            present = np.flatnonzero(counts[first:])
+            table = np.zeros(len(counts), np.int32)
+            table[present + first] = np.arange(1, len(present) + 1)
+            score = np.clip(sums[present + first] / counts[present + first], 0, 1)  # sums may be rounded up
+            found.append(Segments((height, width), present, LabelMap(table[index]), score=score))
         return found
+
+
+def _most_probable(logits: Tensor) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
+    """`everymask.ops.argmax.most_probable` of logits (K, H, W) float32, on the device that they are on."""
+    if logits.device.type == "cpu":
+        from everymask.ops.argmax import most_probable
+
+        return most_probable(logits.detach().numpy())
+    highest, index = logits.max(0)
+    probability = (highest - logits.logsumexp(0)).exp()
+    found, weights = index.to(torch.int32).cpu().numpy(), probability.cpu().numpy().ravel()
+    counts = np.bincount(found.ravel(), minlength=len(logits)).astype(np.int64)
+    return found, counts, np.bincount(found.ravel(), weights, minlength=len(logits)).astype(np.float64)
 
 
 def resized(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everymask.backbones.pyramid import Backbone
-from everymask.errors import InputError
 from everymask.layers.unet import Norm, UNet, Upsampling, initialise
 from everymask.layers.unet_decoder import UNetDecoder
 from everymask.methods.foreign import from_smp
+from everymask.methods.preparation import decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.methods.semantic.common import SemanticMethod, resized
 from everymask.types import Segments
@@ -61,7 +61,7 @@ class UNetSegmentation(SemanticMethod):
         logits = self.prepare(classes, channels, background, loss, class_weights)
         self.border_weight, self.border_sigma = border_weight, border_sigma
         if backbone:
-            self.backbone = _pyramid(backbone, channels)
+            self.backbone = decoder_pyramid(backbone, channels)
             self.decoder = UNetDecoder(self.backbone.widths)
             self.head = nn.Conv2d(self.decoder.width, logits, 3, padding=1)
             initialise(self.decoder)
@@ -79,6 +79,11 @@ class UNetSegmentation(SemanticMethod):
     def recipe(cls) -> Recipe:
         """Random crops, flips, quarter turns and magnification; a cosine schedule."""
         return Recipe(epochs=100, batch_size=8, crop=256, learning_rate=1e-3, foreground=0.5)
+
+    @classmethod
+    def recipe_for(cls, **options: Any) -> Recipe:
+        """On a backbone, which has learnt from photographs, the recipe for those; else that of the paper's network."""
+        return super().recipe() if options.get("backbone") else cls.recipe()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``classes`` (B, K [+ 1], H, W) logits, background first, of images (B, C, H, W)."""
@@ -107,11 +112,3 @@ class UNetSegmentation(SemanticMethod):
         return {
             block.sub(lambda m: f"decoder.levels.{m[1]}.{int(m[2]) - 1}.", name): each for name, each in renamed.items()
         }
-
-
-def _pyramid(name: str, channels: int) -> Backbone:
-    """All strides that a backbone has: of some networks 4 is the first."""
-    try:
-        return Backbone(name, channels)
-    except InputError:
-        return Backbone(name, channels, (4, 8, 16, 32))  # says what is wrong if it was something else

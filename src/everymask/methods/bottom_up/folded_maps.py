@@ -1,0 +1,212 @@
+"""What the watershed methods share: maps of every pixel from a folded U-Net with some decoders, classes, void."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from everymask.data.preprocessing import Preprocessing
+from everymask.errors import InputError
+from everymask.layers.unet import Norm, UNet, initialise
+from everymask.layers.unet_decoder import UNetDecoder
+from everymask.losses import cross_entropy
+from everymask.methods.base import Method
+from everymask.methods.preparation import backbone_preprocessing, decoder_pyramid
+from everymask.types import Segments, Task
+from everymask.types.geometry import VOID
+
+
+class FoldedMaps(Method):
+    """Maps of every pixel from a network that works on cells of `fold` x `fold` pixels.
+
+    The pixels of a cell become channels of the input, without loss; each map has as many outputs in a cell, which
+    become pixels again (sub-pixel convolution: Shi et al., CVPR 2016). A quarter of the work of the unfolded network
+    with `fold` 2, for edges that are as sharp.
+
+    A subclass calls `prepare` in `__init__` and makes its heads by `Unfold`; its `forward` begins with `features`.
+
+    Attributes:
+        fold: Side of a cell in pixels.
+    """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
+    metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
+
+    fold: int
+    category: Unfold | None
+
+    def prepare(
+        self,
+        classes: int,
+        channels: int,
+        fold: int,
+        base: int,
+        depth: int,
+        norm: Norm,
+        backbone: str,
+        decoders: int = 1,
+    ) -> int:
+        """Makes the network up to the last features, and with several classes their head.
+
+        Args:
+            classes: Number of categories K.
+            channels: Input channels C.
+            fold: Side of a cell in pixels, 1, 2 or 4.
+            base: Features of the first level of the U-Net.
+            depth: Its poolings.
+            norm: Its normalisation.
+            backbone: A network of timm as the encoder instead; empty for the U-Net.
+            decoders: Decoders, each with features of its own, on the one encoder.
+
+        Returns:
+            The number of features of each decoder.
+
+        Raises:
+            InputError: The fold is another one, or a number is too small.
+        """
+        if fold not in (1, 2, 4):
+            raise InputError(f"fold must be 1, 2 or 4, got {fold}")
+        if min(classes, channels) < 1:
+            raise InputError(f"classes and channels must be at least 1, got {classes} and {channels}")
+        self.classes, self.channels, self.fold = classes, channels, fold
+        if backbone:
+            # The levels of the decoder end at the cells; finer features are of no use.
+            strides = tuple(each for each in (2, 4, 8, 16, 32) if each >= fold)
+            self.backbone = decoder_pyramid(backbone, channels, strides)
+            widths = (256, 128, 64, 32, 16)[: 5 - int(math.log2(fold))]
+            self.decoders = nn.ModuleList(UNetDecoder(self.backbone.widths, widths) for _ in range(decoders))
+            initialise(self.decoders)
+            features = widths[-1]
+            self.stride = math.lcm(self.backbone.stride, fold)
+            self.context = 4 * self.stride
+        else:
+            self.body = UNet(channels * fold**2, base, depth, norm=norm)
+            # Further decoders: the way up once more, with weights of its own.
+            self.ways_up = nn.ModuleList(copy.deepcopy(self.body.up) for _ in range(decoders - 1))
+            initialise(self.body)
+            initialise(self.ways_up)
+            features = self.body.width
+            self.stride = fold * 2**depth
+            self.context = fold * (self.body.radius + 1)
+        self.category = Unfold(features, classes + 1, fold) if classes > 1 else None
+        return features
+
+    def preprocessing_of(self) -> Preprocessing:
+        """That of the backbone's weights; without a backbone the default of the class."""
+        if not hasattr(self, "backbone"):
+            return self.preprocessing(self.channels)
+        return backbone_preprocessing(self.backbone, self.channels)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The features (B, F, H / fold, W / fold) of each decoder for images (B, C, H, W)."""
+        if not hasattr(self, "backbone"):
+            cells = functional.pixel_unshuffle(images, self.fold) if self.fold > 1 else images
+            return _of_each_way_up(self.body, self.ways_up, cells)
+        pyramid = self.backbone(images)
+        found = [decoder(pyramid) for decoder in self.decoders]
+        if self.backbone.reductions[-1] == 32:
+            return found
+        # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
+        size = (images.shape[-2] // self.fold, images.shape[-1] // self.fold)
+        return [functional.interpolate(each, size=size, mode="bilinear") for each in found]
+
+    def category_logits(self, features: Tensor) -> dict[str, Tensor]:
+        """``category`` (B, K + 1, H, W), background first; nothing with a single class."""
+        return {} if self.category is None else {"category": self.category(features)}
+
+    def category_loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of the classes, if there are several."""
+        if "category" not in outputs:
+            return {}
+        return {"category": cross_entropy(outputs["category"], targets["category"])}
+
+    def objects(self, segments: Segments) -> NDArray[np.int32]:
+        """Ids (H, W) of what is learnt: 0 background, -1 void, and each connected part of an object for itself.
+
+        A crop or an annotator may have cut an object into parts. Nothing that a pixel sees tells that they are one, and
+        each is decoded as an object of its own. Crowd regions are void: they hold objects that nobody told apart.
+        """
+        from everymask.ops.labels import connected_components
+
+        ids = segments.label_map("last")
+        if segments.crowd.any():
+            table = np.concatenate([[VOID, 0], np.where(segments.crowd, VOID, np.arange(1, len(segments) + 1))])
+            ids = table.astype(np.int32)[ids + 1]
+        return connected_components(ids, connectivity=2)[0]
+
+    def common_targets(self, segments: Segments, ids: NDArray[np.int32]) -> dict[str, Tensor]:
+        """``valid`` (1, H, W), 0 where void, and with several categories ``category`` (H, W), -1 where void.
+
+        Args:
+            segments: The sample.
+            ids: Of `objects`.
+        """
+        void = ids == VOID
+        targets = {"valid": torch.from_numpy((~void).astype(np.float32)[None])}
+        if self.category is not None:
+            table = np.concatenate([[VOID, 0], segments.category + 1])
+            classes = np.where(void, VOID, table[segments.label_map("last") + 1])
+            targets["category"] = torch.from_numpy(classes.astype(np.int64))
+        return targets
+
+    def object_classes(self, outputs: Mapping[str, Tensor], index: int, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Class indices (N,) of the objects 1..N in image `index`, whose ids are (H, W) without padding."""
+        from everymask.ops.watershed import class_votes
+
+        count = int(ids.max(initial=0))
+        if "category" not in outputs:
+            return np.zeros(count, np.int64)
+        probability = outputs["category"][index].float().softmax(0)[1:].cpu().numpy()
+        return class_votes(ids, count, probability)
+
+
+class Unfold(nn.Module):
+    """A linear map of features of cells to outputs of their pixels.
+
+    Args:
+        features: Channels that come in.
+        outputs: Channels that go out.
+        fold: Side of a cell in pixels.
+    """
+
+    def __init__(self, features: int, outputs: int, fold: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(features, outputs * fold**2, 1)
+        self.fold = fold
+        initialise(self.linear)
+        with torch.no_grad():
+            # All pixels of a cell start equal, so that no chequered pattern has to be unlearnt (Aitken et al. 2017).
+            self.linear.weight.copy_(self.linear.weight[:: fold**2].repeat_interleave(fold**2, 0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, outputs, fold h, fold w) of (B, features, h, w)."""
+        found = self.linear(features)
+        return functional.pixel_shuffle(found, self.fold) if self.fold > 1 else found
+
+
+def _of_each_way_up(network: UNet, ways_up: nn.ModuleList, images: Tensor) -> list[Tensor]:
+    """The features of the network, and those of further ways up from the same skip connections."""
+    skips = []
+    features = images
+    for down in network.down:
+        features = down(features)
+        skips.append(features)
+        features = functional.max_pool2d(features, 2)
+    lowest = network.bottom(features)
+    found = []
+    ways: list[Any] = [network.up, *ways_up]
+    for way in ways:
+        features = lowest
+        for level, skip in zip(reversed(list(way)), reversed(skips), strict=True):
+            features = functional.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = level(torch.cat([features, skip], dim=1))
+        found.append(features)
+    return found

@@ -1,0 +1,1 @@
+"""Methods that find objects by boxes, and perhaps masks in them."""

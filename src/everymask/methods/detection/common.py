@@ -1,0 +1,171 @@
+"""What all methods with boxes share: targets of ragged length, segments from boxes, the size of images, backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from everymask.backbones.pyramid import Backbone
+from everymask.data.preprocessing import Preprocessing
+from everymask.errors import InputError
+from everymask.methods.base import Method
+from everymask.methods.preparation import backbone_preprocessing
+from everymask.methods.recipe import Recipe
+from everymask.types import Masks, Segments, Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Ragged = Mapping[str, Sequence[Tensor]]
+"""Targets of a batch: a tensor for each image."""
+
+
+class BoxMethod(Method):
+    """A method that finds boxes x0, y0, x1, y1 in pixels of its input, right and bottom edge exclusive.
+
+    Attributes:
+        has_masks: Whether it finds masks in the boxes, too.
+        shorter_side: Side in pixels to which the shorter side of an image is brought where the magnification is
+            ``"auto"``.
+        longer_side: That the longer side must not exceed then.
+    """
+
+    tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION})
+    metric: ClassVar[tuple[str, str]] = ("coco_boxes", "AP")
+    ragged: ClassVar[frozenset[str]] = frozenset({"boxes", "classes", "crowd", "masks"})
+    has_masks: ClassVar[bool] = False
+    shorter_side: ClassVar[int] = 800
+    longer_side: ClassVar[int] = 1333
+
+    @classmethod
+    def recipe(cls) -> Recipe:
+        """For photographs, on a backbone with weights: mirroring, magnification, AdamW and a cosine."""
+        return Recipe(
+            epochs=60,
+            batch_size=4,
+            crop=512,
+            foreground=0.5,
+            learning_rate=2e-4,
+            backbone_rate=0.3,
+            weight_decay=1e-2,
+            clip=10.0,
+            flip="mirror",
+            scale=(0.5, 1.5),
+            brightness=0.15,
+            contrast=(0.7, 1.4),
+            colour=0.05,
+            noise=0.0,
+        )
+
+    def preprocessing_of(self) -> Preprocessing:
+        """That of the backbone's weights; without a backbone the default of the class."""
+        backbone = getattr(self, "backbone", None)
+        if not isinstance(backbone, Backbone):
+            return self.preprocessing(self.channels)
+        return backbone_preprocessing(backbone, self.channels)
+
+    def magnification_for(self, height: int, width: int) -> float:
+        """The factor by which an image is resized for the network (Ren et al. 2015, sec. 3.3; torchvision's rule)."""
+        return min(self.shorter_side / min(height, width), self.longer_side / max(height, width))
+
+    def targets(self, segments: Segments) -> dict[str, Tensor]:
+        """``boxes`` (N, 4) float32, ``classes`` (N,) int64, ``crowd`` (N,) bool, perhaps ``masks`` (N, H, W) bool.
+
+        Boxes are cut off at the edges of the image.
+
+        Raises:
+            InputError: There are no boxes or masks, or a box has no area within the image.
+        """
+        if not segments.has_boxes:
+            raise InputError("the annotation has neither boxes nor masks, which this method learns from")
+        if self.has_masks and segments.geometry is None and len(segments):
+            raise InputError(
+                "the annotation has boxes but no masks; train a method that finds boxes, such as faster_rcnn, or add "
+                "masks"
+            )
+        targets = {
+            "boxes": torch.from_numpy(_checked_boxes(segments)),
+            "classes": torch.from_numpy(segments.category.copy()),
+            "crowd": torch.from_numpy(segments.crowd.copy()),
+        }
+        if self.has_masks:
+            none = np.zeros((0, *segments.size), np.bool_)
+            targets["masks"] = torch.from_numpy(segments.masks() if len(segments) else none)
+        return targets
+
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+        """Detections above the threshold ``score``, cut off at the edges of the image.
+
+        Args:
+            outputs: ``boxes`` (B, M, 4), ``scores`` (B, M), 0 where there is none, ``classes`` (B, M), and perhaps
+                ``masks`` (B, M, S, S) logits.
+            sizes: (H, W) of each image before padding.
+        """
+        found = []
+        for image, size in enumerate(sizes):
+            score = outputs["scores"][image].float()
+            kept = torch.where((score > 0) & (score >= self.thresholds["score"]))[0]
+            masks = outputs["masks"][image, kept].float().sigmoid().cpu().numpy() if "masks" in outputs else None
+            boxes = outputs["boxes"][image, kept].float().cpu().numpy()
+            classes = outputs["classes"][image, kept].round().to(torch.int64).cpu().numpy()
+            found.append(segments_of_boxes(size, boxes, score[kept].cpu().numpy(), classes, masks))
+        return found
+
+
+def segments_of_boxes(
+    size: tuple[int, int],
+    boxes: NDArray[Any],
+    scores: NDArray[Any],
+    classes: NDArray[Any],
+    masks: NDArray[Any] | None = None,
+) -> Segments:
+    """Segments of detections; those that lie in the padding are left out.
+
+    Args:
+        size: (H, W) of the image.
+        boxes: (N, 4) x0, y0, x1, y1 in pixels.
+        scores: (N,) 0..1.
+        classes: (N,) 0..K-1.
+        masks: (N, S, S) probabilities within the boxes, None for boxes only.
+    """
+    height, width = size
+    cut = np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
+    inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
+    geometry = None
+    if masks is not None:
+        from everymask.ops.mask_pasting import paste_masks
+
+        # Placed by the whole box, so that cutting it off does not squeeze the mask.
+        geometry = Masks(size, *paste_masks(masks[inside], boxes[inside], size))
+    return Segments(size, classes[inside], geometry, score=scores[inside], box=cut[inside])
+
+
+def true_boxes(targets: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Boxes (N, 4) float32, classes (N,) and crowd (N,) of each image of a batch of targets."""
+    boxes, classes = cast("Sequence[Tensor]", targets["boxes"]), cast("Sequence[Tensor]", targets["classes"])
+    crowd = cast("Sequence[Tensor]", targets["crowd"])
+    return [each.float() for each in boxes], list(classes), list(crowd)
+
+
+def _checked_boxes(segments: Segments) -> NDArray[np.float32]:
+    """The boxes (N, 4) within the image.
+
+    Raises:
+        InputError: One has no area there.
+    """
+    height, width = segments.size
+    given = segments.boxes()
+    boxes = np.clip(given, 0, np.array([width, height, width, height], np.float64)).astype(np.float32)
+    wrong = np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    if len(wrong):
+        x0, y0, x1, y1 = given[wrong[0]]
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise InputError(
+            f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} (x0, y0, x1, y1) of object {wrong[0] + 1} of {len(segments)}{more}"
+            f" has no area in the image of {height} x {width} pixels; correct or delete it"
+        )
+    return boxes

@@ -1,0 +1,153 @@
+"""What a run learns from: the training images in memory, which crops of them come when, and how classes are weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from everymask.data.augment import Augmentation
+from everymask.data.loader import Crops
+from everymask.data.sampling import BalancedDraws, Census, CropStream
+from everymask.data.store import Store
+from everymask.errors import InputError
+from everymask.losses.classification import class_weights
+
+if TYPE_CHECKING:
+    from everymask.data.preprocessing import Preprocessing
+    from everymask.methods.base import Method
+    from everymask.methods.recipe import Recipe
+    from everymask.types import Categories, Dataset
+
+Counting = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
+"""Such as `everymask.train.progress.Progress.counting`."""
+
+
+class TrainingSamples:
+    """The samples of a run, in the order and form in which it learns from them.
+
+    Args:
+        method: Gives the targets; gets its class weights here if the recipe weighs classes.
+        data: Annotated images.
+        recipe: Crops, augmentation, balance.
+        preprocessing: Of the images.
+        categories: Of the model.
+        budget: Bytes of decoded images to keep in memory.
+        workers: Loader processes; each keeps images of its own if not all fit.
+        counting: Shows progress.
+
+    Attributes:
+        store: The decoded samples.
+        visits: How often a pass visits each sample.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Dataset,
+        recipe: Recipe,
+        preprocessing: Preprocessing,
+        categories: Categories,
+        *,
+        budget: int,
+        workers: int,
+        counting: Counting,
+    ) -> None:
+        self.method, self.recipe = method, recipe
+        unannotated = method.learns_from_unlabelled
+        with counting("reading training images") as told:
+            self.store = Store(data, preprocessing, categories, budget, unannotated=unannotated)
+            if not self.store.fill(told):
+                share = budget // max(1, workers)
+                self.store = Store(data, preprocessing, categories, share, unannotated=unannotated)
+        self.visits = self.store.visits(recipe.visits, recipe.crop)
+        self.balance: BalancedDraws | None = None
+        if recipe.balance == "classes" or recipe.weigh_classes != "none":
+            with counting("counting the classes") as told:
+                census = Census.of(self.store, told)
+            if recipe.balance == "classes":
+                self.balance = BalancedDraws(census.present, recipe.foreground, recipe.seed)
+            if recipe.weigh_classes != "none":
+                weigh_classes(method, census, recipe.weigh_classes)
+
+    def crops(self) -> Crops:
+        """The augmented crops with their targets."""
+        return Crops(
+            self.store,
+            self.method.targets,
+            crop=self.recipe.crop,
+            augmentation=augmentation_of(self.recipe),
+            foreground=0.0 if self.balance else self.recipe.foreground,
+            by_class=self.recipe.balance == "image",
+            seed=self.recipe.seed,
+        )
+
+    def stream(self, batches: int, *, start: int = 0, process: int = 0, processes: int = 1) -> CropStream:
+        """Which crops come when; the arguments are those of `CropStream`."""
+        return CropStream(
+            len(self.store),
+            self.recipe.batch_size,
+            batches=batches,
+            visits=self.visits,
+            start=start,
+            seed=self.recipe.seed,
+            process=process,
+            processes=processes,
+            balance=self.balance,
+        )
+
+
+def augmentation_of(recipe: Recipe) -> Augmentation:
+    """The random changes that the recipe asks for."""
+    return Augmentation(
+        flip=recipe.flip,
+        rotate=recipe.rotate,
+        scale=recipe.scale,
+        brightness=recipe.brightness,
+        contrast=recipe.contrast,
+        gamma=recipe.gamma,
+        noise=recipe.noise,
+        blur=recipe.blur,
+        invert=recipe.invert,
+        colour=recipe.colour,
+    )
+
+
+def weigh_classes(method: Method, census: Census, rule: str) -> None:
+    """Sets the method's class weights by how often the classes occur.
+
+    Raises:
+        InputError: It has other ones already.
+    """
+    weights = class_weights_of(census, rule, background=bool(method.config.get("background")))
+    given = method.config["class_weights"]
+    if given and not np.allclose(given, weights):
+        raise InputError(
+            f"the method has class_weights {', '.join(f'{each:g}' for each in given)}, but weigh_classes {rule} would "
+            "make other ones of these data; give one of both"
+        )
+    method.weigh_classes(weights)
+
+
+def class_weights_of(census: Census, rule: str, *, background: bool) -> list[float]:
+    """Weights of the classes, background first if it is one, by `everymask.losses.classification.class_weights`.
+
+    For ``effective`` the beta of Cui et al. 2019 is (N - 1) / N as in their section 3.1, with the mean number of pixels
+    of a class for N: rarer classes are weighed by about their inverse frequency, frequent ones nearly alike.
+
+    Args:
+        census: Of the training data.
+        rule: ``inverse``, ``median`` or ``effective``.
+        background: Whether pixels of no segment are a class.
+    """
+    pixels = np.column_stack([census.background, census.pixels]) if background else census.pixels
+    counts = pixels.sum(axis=0)
+    seen = (pixels.sum(axis=1)[:, None] * (pixels > 0)).sum(axis=0)
+    mean = counts.sum() / max(1, np.count_nonzero(counts))
+    weights = class_weights(
+        torch.from_numpy(counts), rule, beta=1 - 1 / max(1.0, float(mean)), seen=torch.from_numpy(seen)
+    )
+    return [float(each) for each in weights]
