@@ -276,7 +276,8 @@ def test_classes_from_files_and_options(tmp_path: Path) -> None:
     assert dataset.categories.ids.tolist() == [0, 1, 2, 3, 4]
     (tmp_path / "classes.txt").write_text("sky\nroad\n")
     with pytest.raises(
-        InputError, match=r"masks/0\.png holds the values \[2, 3, 4\], which are none of the 2 classes.*--reading\.void 2"
+        InputError,
+        match=r"masks/0\.png holds the values \[2, 3, 4\], which are none of the 2 classes.*--reading\.void 2",
     ):
         _ = open_dataset(tmp_path)[0].segments
     (tmp_path / "classes.txt").write_text("sky\n\nroad\n")

@@ -24,6 +24,7 @@ from everymask.layers.fpn import FeaturePyramid
 from everymask.layers.roi_heads import MaskHead, PyramidRoIAlign
 from everymask.ops import rle
 from everymask.ops.mask_pasting import paste_masks
+from everymask.ops.region_features import align_regions
 
 
 def random_boxes(number: int, size: int = 200, seed: int = 0, smallest: float = 2) -> Tensor:
@@ -170,7 +171,15 @@ def test_regions_are_pooled_as_by_torchvision() -> None:
     found = pool(maps, torch.cat([number, torch.cat(boxes)], dim=1))
     assert len(pool.levels(torch.cat([number, torch.cat(boxes)], dim=1)).unique()) == 4
     assert torch.equal(found, expected)
+    with torch.no_grad():
+        for order in (torch.contiguous_format, torch.channels_last):
+            kernel = pool([each.to(memory_format=order) for each in maps], torch.cat([number, torch.cat(boxes)], dim=1))
+            torch.testing.assert_close(kernel, expected, atol=1e-5, rtol=1e-5)
+        assert pool(maps, torch.zeros(0, 5)).shape == (0, 3, 7, 7)
     assert pool(maps, torch.zeros(0, 5)).shape == (0, 3, 7, 7)
+    with pytest.raises(InputError, match="expected"):
+        features, table, result = (np.zeros(shape, np.float32) for shape in ((1, 4, 4, 2), (1, 5), (1, 7, 7, 3)))
+        align_regions(features, table, np.zeros(1, np.int64), 1.0, result)
 
 
 def test_the_mask_of_one_class_is_that_among_all() -> None:

@@ -519,6 +519,13 @@ def test_it_learns_touching_cells_by_heart(tmp_path: Path) -> None:
     figures = model.evaluate(data).figures
     assert figures["accuracy@0.5"] >= 0.9 and figures["accuracy@0.75"] >= 0.9
 
+    # The trainer has fitted the size model: of an image twice as large it wants half.
+    method = model.method
+    assert isinstance(method, Cellpose) and method.size_model is not None
+    large = np.kron(data[0].image, np.ones((2, 2, 1), np.uint16))
+    image = torch.from_numpy(model.preprocessing(large, model.preprocessing.limits(large)))[None]
+    assert method.estimate_magnification(image) == pytest.approx(0.5, rel=0.15)
+
 
 @pytest.mark.parametrize(
     "options",

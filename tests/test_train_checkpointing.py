@@ -12,6 +12,8 @@ from torch import Tensor
 
 from everymask.methods import method_class
 from everymask.methods.base import Method
+from everymask.methods.recipe import Recipe
+from everymask.train import engine
 from everymask.train.checkpointing import Checkpointing
 from everymask.train.compiling import Compiled
 from everymask.train.depthwise import FloatDepthwise
@@ -104,6 +106,23 @@ def test_in_bfloat16_with_depthwise_convolutions() -> None:
             loss.backward()
     for mine, theirs in zip(checkpointed.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_the_recipe_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, targets = batch(made("unet"))
+    outcomes = []
+    monkeypatch.setattr(engine, "Compiled", functools.partial(Compiled, compiler=lambda function, **_: function))
+    for options in ({}, {"checkpointing": True}, {"compile": True}):
+        method = made("unet")
+        trained = engine.Engine(method, Recipe(precision="float32", **options), "cpu")
+        assert any("forward" in vars(each) for each in method.modules()) == bool(options)
+        norm = trained.step(iter([(images, targets)] * 2), 1e-3)
+        trained.release()
+        assert not any("forward" in vars(each) for each in method.modules())
+        outcomes.append((float(norm), {name: each.clone() for name, each in method.state_dict().items()}))
+    for norm, state in outcomes[1:]:
+        assert norm == pytest.approx(outcomes[0][0], rel=1e-4)
+        torch.testing.assert_close(state, outcomes[0][1], rtol=1e-3, atol=1e-5)
 
 
 # -- compilation -------------------------------------------------------------------------------------------------------

@@ -72,8 +72,9 @@ def command(
             failed.append(f"{name}: {error}")
             output.note(f"{name} failed: {error}")
             continue
-        page = write_comparison(out, entries, about={"data": str(data), "validation": str(val) if val else "held out"})
+        write_comparison(out, entries, about={"data": str(data), "validation": str(val) if val else "held out"})
     if entries:
+        page = out / "comparison.html"
         output.table(comparison_table(entries))
         output.hint(f"report   {page}")
         output.result({"methods": [each.to_json() for each in entries], "report": page})

@@ -52,16 +52,29 @@ class PyramidRoIAlign(nn.Module):
             regions: Number of the image, x0, y0, x1, y1 in pixels of the image.
         """
         level = self.levels(regions)
-        parts: list[Tensor] = []
-        places: list[Tensor] = []
-        for number, (features, reduction) in enumerate(zip(maps, self.reductions, strict=False)):
-            place = torch.where(level == number)[0]
-            places.append(place)
-            parts.append(roi_align(features.to(regions.dtype), regions[place], self.size, 1 / reduction, self.sampling))
-        order = torch.empty_like(level)
-        gathered = torch.cat(places)
+        used = list(zip(maps, self.reductions, strict=False))
+        places = [torch.where(level == number)[0] for number in range(len(used))]
+        if regions.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._on_cpu(used, regions, places)
+        parts = [
+            roi_align(features.to(regions.dtype), regions[place], self.size, 1 / reduction, self.sampling)
+            for (features, reduction), place in zip(used, places, strict=True)
+        ]
+        order, gathered = torch.empty_like(level), torch.cat(places)
         order[gathered] = torch.arange(len(gathered), device=order.device)
         return torch.cat(parts)[order]
+
+    def _on_cpu(self, used: Sequence[tuple[Tensor, float]], regions: Tensor, places: Sequence[Tensor]) -> Tensor:
+        """`forward` without a gradient: there the kernel of torchvision has one thread and no vectors."""
+        from everymask.ops.region_features import align_regions
+
+        found = torch.empty(len(regions), self.size, self.size, used[0][0].shape[1])
+        table, result = regions.contiguous().numpy(), found.numpy()
+        for (features, reduction), place in zip(used, places, strict=True):
+            if len(place):
+                rows = features.float().permute(0, 2, 3, 1).contiguous().numpy()
+                align_regions(rows, table, place.numpy(), 1 / reduction, result, self.sampling)
+        return found.permute(0, 3, 1, 2)
 
     def levels(self, regions: Tensor) -> Tensor:
         """(R,) index of the map for each region (Lin et al. 2017, eq. 1)."""

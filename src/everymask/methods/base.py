@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -129,6 +129,13 @@ class Method(nn.Module, ABC):
     def training_loss(self, images: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Forward pass and loss; methods whose network needs the targets override it."""
         return self.loss(self(images), targets)
+
+    def complete(self, samples: Iterable[tuple[Tensor, Segments]]) -> None:
+        """Learns from the finished network what it cannot learn during training; called once, in evaluation mode.
+
+        Args:
+            samples: Images (C, H, W) as in training, on the network's device, with their truth.
+        """
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Outputs for an image from those for its transformed copy; `turns` counts counter-clockwise quarter turns.

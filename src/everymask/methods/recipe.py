@@ -63,8 +63,8 @@ class Recipe:
         ema: Decay per step of the exponential moving average of the weights that is validated and saved; 0 switches it
             off.
         precision: ``auto`` takes bfloat16 where the device computes it fast, else float32.
-        checkpointing: Compute the features inside blocks anew for the gradient instead of keeping them, which takes a
-            quarter to a third more time and much less memory.
+        checkpointing: Compute the features inside blocks anew for the gradient instead of keeping them: a fifth to a
+            half of the memory, up to half as much time again.
         compile: Translate the network with `torch.compile`; the first step then takes a minute or more.
         flip: Random symmetries: ``none``, ``mirror`` left and right (street scenes), ``flips`` also up and down,
             ``dihedral`` also quarter turns (microscopy, satellites).

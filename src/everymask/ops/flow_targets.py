@@ -196,9 +196,8 @@ def _measure_errors(
                     if labels[z, y, x] != n + 1:
                         continue
                     place = (z - frame[0]) * plane + (y - frame[1]) * pitch + x - frame[2]
-                    inside = (
-                        frame[1] < y < frame[4] and frame[2] < x < frame[5] and (axes == 2 or frame[0] < z < frame[3])
-                    )
+                    inside = frame[1] < y < frame[4] and frame[2] < x < frame[5]
+                    inside = inside and (axes == 2 or frame[0] < z < frame[3])
                     vector = _direction(heat, place, pitch, plane, axes) if inside else (0.0, 0.0, 0.0)
                     count += 1
                     for axis in range(axes):
@@ -248,13 +247,12 @@ def _heat(
     depth, height, width = frame[3] - frame[0] + 1, frame[4] - frame[1] + 1, frame[5] - frame[2] + 1
     pitch, plane = width, height * width
     share = np.zeros(depth * plane, np.float64)
-    for z in range(max(frame[0], z0), min(frame[3] + 1, z1)):
+    part = 1 / 7 if axes == 3 else 1 / 9
+    for z in range(frame[0] + axes - 2, frame[3] + 3 - axes):  # there is no frame in front of an image
         for y in range(frame[1] + 1, frame[4]):
             for x in range(frame[2] + 1, frame[5]):
                 if labels[z, y, x] == label:
-                    share[(z - frame[0]) * plane + (y - frame[1]) * pitch + x - frame[2]] = (
-                        1 / 7 if axes == 3 else 1 / 9
-                    )
+                    share[(z - frame[0]) * plane + (y - frame[1]) * pitch + x - frame[2]] = part
     heat = np.zeros(len(share), np.float64)
     source = (source_z - frame[0]) * plane + (source_y - frame[1]) * pitch + source_x - frame[2]
     sums = np.zeros(len(share), np.float64)

@@ -16,6 +16,7 @@ width of the image times the overlap and the number of classes, but not with its
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -86,48 +87,67 @@ def blend(
     """
     rows, columns = ([*dict.fromkeys(getattr(tile, axis) for tile in tiles)] for axis in ("rows", "columns"))
     row_weights, column_weights = fading_weights(rows, context, grid), fading_weights(columns, context, grid)
-    carried = _Carried([{} for _ in columns])
+    carried: dict[str, _Carried] = {}
     for number, (tile, maps) in enumerate(parts):
         row, column = divmod(number, len(columns))
-        # Up to where no tile below, and none to the right, has a say.
-        end_row = rows[row + 1].start if row + 1 < len(rows) else tile.rows.stop
-        end_column = columns[column + 1].start if column + 1 < len(columns) else tile.columns.stop
-        height, width = (end_row - tile.rows.start) // grid, (end_column - tile.columns.start) // grid
+        block = Tile(_finished(rows, row), _finished(columns, column))
         weights = torch.from_numpy(np.outer(row_weights[row], column_weights[column]))
-        block_rows = Span(tile.rows.start, end_row, tile.rows.start, end_row)
-        block = Tile(block_rows, Span(tile.columns.start, end_column, tile.columns.start, end_column))
-        if column == 0:
-            carried.right.clear()
-        # Nothing may be kept here that lives on while the network sees the next tile.
-        yield block, {name: carried.add(name, maps.pop(name), weights, column, height, width) for name in [*maps]}
+        for name, values in maps.items():
+            if name not in carried:
+                carried[name] = _Carried(values, rows, columns, grid)
+            maps[name] = carried[name].add(values, weights, tile, block, row == 0, column == 0)
+        yield block, maps
+
+
+def _finished(spans: Sequence[Span], number: int) -> Span:
+    """The part of a tile, along an axis, that no tile after it reaches."""
+    start = spans[number].start
+    stop = spans[number + 1].start if number + 1 < len(spans) else spans[number].stop
+    return Span(start, stop, start, stop)
 
 
 class _Carried:
-    """The sums over the parts of tiles that later tiles reach.
+    """The sums over the parts of tiles that later tiles reach, of one map.
+
+    The memory is taken once: pieces that come and go between the large arrays of the network would scatter over it.
 
     Args:
-        below: For each column of tiles, what its last tile and those above said of the rows below.
-
-    Attributes:
-        right: What the tiles to the left said of the columns to come.
+        values: The map (1, ?, h, w) of a tile.
+        rows: Tiles along the columns.
+        columns: Tiles along the rows.
+        grid: Pixels per sample.
     """
 
-    def __init__(self, below: list[dict[str, Tensor]]) -> None:
-        self.below = below
-        self.right: dict[str, Tensor] = {}
+    def __init__(self, values: Tensor, rows: Sequence[Span], columns: Sequence[Span], grid: int) -> None:
+        deep, wide = (max(one.stop - two.start for one, two in _neighbours(spans)) // grid for spans in (rows, columns))
+        self._grid = grid
+        self._below = values.new_zeros(*values.shape[:2], deep, columns[-1].stop // grid)
+        self._right = values.new_zeros(*values.shape[:3], wide)
 
     @torch.inference_mode()
-    def add(self, name: str, values: Tensor, weights: Tensor, column: int, height: int, width: int) -> Tensor:
-        """The finished part (1, ?, height, width) of a tile's map (1, ?, h, w), which is changed in place."""
+    def add(
+        self, values: Tensor, weights: Tensor, tile: Tile, block: Tile, first_row: bool, first_column: bool
+    ) -> Tensor:
+        """The finished part of a tile's map, which is changed in place."""
+        height, width = ((span.stop - span.start) // self._grid for span in (block.rows, block.columns))
+        below = self._below[..., block.columns.start // self._grid : block.columns.stop // self._grid]
         values *= weights.to(values.device)
-        self._join(values, self.right.pop(name, None))
-        self.right[name] = values[..., width:].clone()
-        block = values[..., :width]
-        self._join(block, self.below[column].pop(name, None))
-        self.below[column][name] = block[..., height:, :].clone()
-        return block[..., :height, :]
+        if not first_column:
+            reach = min(self._right.shape[-1], values.shape[-1])
+            values[..., :reach] += self._right[..., :reach]
+        later = values[..., width:]
+        self._right.zero_()
+        self._right[..., : later.shape[-1]] = later
+        values = values[..., :width]
+        if not first_row:
+            reach = min(below.shape[-2], values.shape[-2])
+            values[..., :reach, :] += below[..., :reach, :]
+        later = values[..., height:, :]
+        below.zero_()
+        below[..., : later.shape[-2], :] = later
+        return values[..., :height, :]
 
-    @staticmethod
-    def _join(values: Tensor, earlier: Tensor | None) -> None:
-        if earlier is not None:
-            values[..., : earlier.shape[-2], : earlier.shape[-1]] += earlier
+
+def _neighbours(spans: Sequence[Span]) -> list[tuple[Span, Span]]:
+    """Pairs of tiles that overlap; of a single one, an empty overlap."""
+    return [*pairwise(spans)] or [(spans[0], Span(spans[0].stop, 0, 0, 0))]

@@ -264,8 +264,10 @@ class Predictor:
             return
         parts = ((tile, self._outputs_of_tile(image, tile, limits, mean_of_views)) for tile in tiles)
         for block, means in blend(parts, tiles, self.context, self.method.grid):
-            yield block, from_average(self.method, means)
-            means.clear()  # frees them before the network sees the next tile
+            outputs = from_average(self.method, means)
+            means.clear()
+            yield block, outputs
+            outputs.clear()  # whoever still holds it: the memory is for the next tile
 
     def _outputs_of_tile(
         self, image: Pixels, tile: Tile, limits: NDArray[np.float32], average: Callable[..., dict[str, Tensor]]

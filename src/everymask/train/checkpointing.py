@@ -48,7 +48,7 @@ def blocks_of(method: Method) -> list[nn.Module]:
     """The blocks of a method: of a backbone its layers, elsewhere the innermost modules with several convolutions."""
     backbone = getattr(method, "backbone", None)
     if not isinstance(backbone, Backbone):
-        return _innermost(method)
+        return [block for each in method.children() for block in _innermost(each)]
     layers: dict[int, list[str]] = {}
     for name, depth in layer_depths(backbone).items():
         layers.setdefault(depth, []).append(f"/{name.replace('.', '/')}")

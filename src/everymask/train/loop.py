@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from everymask.data.loader import batches, default_workers
@@ -40,6 +41,8 @@ BEST = "best.safetensors"
 MODEL = "model.safetensors"
 CHECKPOINT_SECONDS = 600.0
 """A checkpoint is written at the end of every epoch, and within an epoch when the last one is this old."""
+COMPLETION_IMAGES = 64
+"""Training images that `Method.complete` sees."""
 LOG_STEPS = 20
 """Optimiser steps between two ``step`` lines of the log; on accelerators also between two looks at the losses."""
 
@@ -110,7 +113,8 @@ def train(
         categories: In the order of the class indices; `train_data` and `val_data` use their ids.
         out: Folder of the run: ``model.safetensors`` at the end; ``best.safetensors`` (a model file, too),
             ``checkpoint.safetensors`` and ``log.jsonl`` (see `RunLog`) all the time.
-        resume: Go on with the run in `out`, if there is one. Only epochs, patience, workers and tune may have changed.
+        resume: Go on with the run in `out`, if there is one. Only epochs, patience, workers, tune and
+            checkpointing may have changed.
         provenance: Stored with the model: data, licence and the like, as JSON values.
         quiet: Show no progress.
         tensorboard: Write event files for TensorBoard, into the folder ``tensorboard`` of `out`.
@@ -388,6 +392,7 @@ class Trainer:
         else:
             load_strictly(self.method, load_file(self.out / BEST), str(self.out / BEST))
         self.method.eval()
+        self._complete()
         if self.validator is not None and self.recipe.tune and self.method.tunable:
             with explained_memory(self.recipe), self.progress.counting("tuning the thresholds, trial") as shown:
                 self.method.thresholds = tune_thresholds(self.validator, progress=shown)
@@ -418,6 +423,12 @@ class Trainer:
         return TrainingResult(
             self.out / MODEL, self.epoch, state.best_epoch, validation, thresholds, self.history, state.seconds
         )
+
+    def _complete(self) -> None:
+        """Shows the finished network some of the training images, for methods that learn from that."""
+        found = self.samples.unchanged(COMPLETION_IMAGES)
+        with torch.no_grad(), explained_memory(self.recipe):
+            self.method.complete((torch.from_numpy(image).to(self.engine.device), each) for image, each in found)
 
     def _save_model(self, path: Path, figures: dict[str, float]) -> None:
         """Writes the present weights as a model file."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -11,16 +11,18 @@ import torch
 
 from everymask.data.augment import Augmentation
 from everymask.data.loader import Crops
-from everymask.data.sampling import BalancedDraws, Census, CropStream
+from everymask.data.sampling import BalancedDraws, Census, CropStream, Draw
 from everymask.data.store import Store
 from everymask.errors import InputError
 from everymask.losses.classification import class_weights
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from everymask.data.preprocessing import Preprocessing
     from everymask.methods.base import Method
     from everymask.methods.recipe import Recipe
-    from everymask.types import Categories, Dataset
+    from everymask.types import Categories, Dataset, Segments
 
 Counting = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 """Such as `everymask.train.progress.Progress.counting`."""
@@ -84,6 +86,13 @@ class TrainingSamples:
             by_class=self.recipe.balance == "image",
             seed=self.recipe.seed,
         )
+
+    def unchanged(self, most: int) -> Iterator[tuple[NDArray[np.float32], Segments]]:
+        """The middle of at most so many of the images (C, crop, crop), evenly spread, without augmentation."""
+        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop)
+        count = len(self.store)
+        for index in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
+            yield crops.cut(Draw(index, index))
 
     def stream(self, batches: int, *, start: int = 0, process: int = 0, processes: int = 1) -> CropStream:
         """Which crops come when; the arguments are those of `CropStream`."""

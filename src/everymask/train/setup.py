@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from everymask.types import Categories, Dataset
 
 # What may change between the parts of a resumed run: it alters how long or how fast it runs, but no step of it.
-FREE_OPTIONS = frozenset({"epochs", "workers", "patience", "tune"})
+FREE_OPTIONS = frozenset({"epochs", "workers", "patience", "tune", "checkpointing"})
 
 
 class Objective(nn.Module):
@@ -211,8 +211,8 @@ def check_identity(before: Mapping[str, Any], now: Mapping[str, Any], out: str) 
     ]
     if changed:
         raise InputError(
-            f"cannot resume {out}: {'; '.join(changed)}; give the old values (only epochs, patience, workers and tune "
-            "may change) or start anew in another --out"
+            f"cannot resume {out}: {'; '.join(changed)}; give the old values (only epochs, patience, workers, tune "
+            "and checkpointing may change) or start anew in another --out"
         )
 
 

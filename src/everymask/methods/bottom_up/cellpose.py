@@ -280,6 +280,10 @@ class Cellpose(Method):
         return style_of(self.backbone(images)[-1] if self.kind == "backbone" else self.body(images))
 
     @torch.no_grad()
+    def complete(self, samples: Iterable[tuple[Tensor, Segments]]) -> None:
+        """Fits the size model, see `fit_size`."""
+        self.fit_size(samples)
+
     def fit_size(self, samples: Iterable[tuple[Tensor, Segments]], *, repeats: int = 5, seed: int = 0) -> None:
         """Fits what `estimate_magnification` uses: the mean diameter of the objects, and the size model.
 

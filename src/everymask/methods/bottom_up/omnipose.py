@@ -59,7 +59,7 @@ class Omnipose(FoldedMaps):
         backbone: A network of timm as the encoder, such as ``resnet34``; empty for the U-Net.
     """
 
-    tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"mask": (-2.0, 2.0)}
+    tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"mask": (-1.0, 1.0)}
 
     def __init__(
         self,

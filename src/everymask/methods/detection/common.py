@@ -35,7 +35,7 @@ class BoxMethod(Method):
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION})
-    metric: ClassVar[tuple[str, str]] = ("coco_boxes", "AP")
+    metric: ClassVar[tuple[str, str]] = ("coco_boxes", "ap")
     ragged: ClassVar[frozenset[str]] = frozenset({"boxes", "classes", "crowd", "masks"})
     has_masks: ClassVar[bool] = False
     shorter_side: ClassVar[int] = 800

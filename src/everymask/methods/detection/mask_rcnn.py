@@ -41,7 +41,7 @@ class MaskRCNN(FasterRCNN):
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION, Task.INSTANCE})
-    metric: ClassVar[tuple[str, str]] = ("coco_masks", "AP")
+    metric: ClassVar[tuple[str, str]] = ("coco_masks", "ap")
     has_masks: ClassVar[bool] = True
     logit_layers: ClassVar[tuple[str, ...]] = ("box_predictor", "mask_head.logits")
 
