@@ -48,12 +48,12 @@ def targets(labels: str, out: str) -> dict[str, Any]:
 def labels(flow: str, logit: str, flow_threshold: float, out: str) -> dict[str, Any]:
     """Label image of a predicted flow and logit, on the CPU."""
     arrays = np.load(flow), np.load(logit)
-    return timed(
-        lambda: dynamics.compute_masks(*arrays, flow_threshold=flow_threshold, min_size=15, device=CPU).astype(
-            np.int32
-        ),
-        out,
-    )
+
+    def decode() -> Any:
+        found = dynamics.compute_masks(*arrays, flow_threshold=flow_threshold, min_size=15, device=CPU)
+        return (found[0] if isinstance(found, tuple) else found).astype(np.int32)  # before 3.1 end points as well
+
+    return timed(decode, out)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -300,11 +301,11 @@ def test_a_batch_says_what_its_images_say_alone() -> None:
 
 
 def test_folded_normalisation_and_bfloat16_change_little() -> None:
-    method = ours_like(official("v2"), "v2")
+    method = shaken(small(True, 3, variant="v2")).eval()
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = method(images)
-    folded = fold_batch_normalisation(ours_like(official("v2"), "v2").requires_grad_(False))
+    folded = fold_batch_normalisation(copy.deepcopy(method).requires_grad_(False))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     with torch.inference_mode():
         found = folded(images)
@@ -392,7 +393,8 @@ def test_a_small_network_learns_boxes_and_masks() -> None:
     method = small(True, 2, width=32, hidden=64, proposals=40, anchor_sizes=(16.0, 24.0, 32.0, 48.0, 64.0))
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:64, :64]
-    images, truths = [], []
+    images: list[Tensor] = []
+    truths: list[Segments] = []
     for number in range(2):
         ids = np.zeros((64, 64), np.int32)
         for index, (y, x) in enumerate([(16, 18), (17, 48), (47, 16 + 6 * number)], 1):

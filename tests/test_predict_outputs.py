@@ -366,6 +366,7 @@ def test_options_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([str(tmp_path / "stars.safetensors"), "--magnify", "0"], "magnification must be"),
         ([str(tmp_path / "stars.safetensors"), "--diameter", "9", "--magnify", "2"], "leave out one of the two"),
         ([str(tmp_path / "stars.safetensors"), "--tta", "miror"], "mirror"),
+        ([str(tmp_path / "stars.safetensors"), "--tta", str(tmp_path / "x.png")], "put images first"),
     ):
         assert main([*base, *options]) == 2
         error = capsys.readouterr().err

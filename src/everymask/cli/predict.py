@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,6 +117,21 @@ def command(
         _tell_classes(output, written, out / "classes.csv", model)
     else:
         _tell_objects(output, written, out, model, format, overlay)
+
+
+def make_command(tokens: Sequence[str]) -> Callable[..., None]:
+    """The command, if what stands behind ``--tta`` is a name or nothing of its own.
+
+    Raises:
+        InputError: It is an image, which would be taken for the name.
+    """
+    following = tokens[list(tokens).index("--tta") + 1 :][:1] if "--tta" in tokens else []
+    names = ("mirror", "flips", "dihedral", "multiscale")
+    if following and Path(following[0]).exists() and following[0] not in names:
+        raise InputError(
+            f"--tta takes one of {', '.join(names)}, got {following[0]!r}; put images first, or write --tta=dihedral"
+        )
+    return command
 
 
 def _tell_objects(output: Output, written: Written, out: Path, model: str, format: str, overlay: bool) -> None:

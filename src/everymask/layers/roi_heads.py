@@ -134,8 +134,10 @@ class MaskHead(nn.Module):
         self.convolutions = nn.Sequential(*(_convolution(width, width, norm) for _ in range(convolutions)))
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.logits = nn.Conv2d(width, classes, 1)
-        for layer in (self.up, self.logits):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(self.up.weight, mode="fan_out", nonlinearity="relu")
+        # torchvision's variance of 2 / K makes the first losses of data with few classes huge; this is Detectron's.
+        nn.init.normal_(self.logits.weight, std=1e-3)
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, classes: Tensor) -> Tensor:
         """Logits (R, 2 s, 2 s) float32 of the masks of features (R, width, s, s), for classes (R,) 0..K-1."""

@@ -173,8 +173,9 @@ class Predictor:
 
         Returns:
             The outputs (1, ?, H / grid, W / grid) of the padded image, float32 on the CPU, and its (H, W) unpadded:
-            just what ``method.decode(outputs, [size])`` takes. Those of large images are put together from tiles. With
-            a magnification, they and the size are those of the resized image.
+            just what ``method.decode(outputs, [size])`` takes. Those of large images are put together from tiles;
+            logits are then the logarithms of blended probabilities, as they are with augmentation. With a
+            magnification, they and the size are those of the resized image.
 
         Raises:
             InputError: As for `__call__`.
