@@ -458,7 +458,10 @@ def test_labels_of_sinks_equal_official(dynamics: ModuleType, shape: tuple[int, 
         theirs = dynamics.get_masks(ends.copy(), iscell=labels > 0)
     ours = sinks_to_labels(ends, labels > 0)
     assert ours.max() > 3
-    print(same_partition(ours, np.asarray(theirs)), accuracy(ours, np.asarray(theirs, np.int32), 0.9))
+    if hasattr(dynamics, "get_masks_torch"):
+        assert same_partition(ours, np.asarray(theirs))
+    else:
+        assert accuracy(ours, np.asarray(theirs, np.int32), 0.9) > 0.8
 
 
 def accuracy(a: NDArray[np.integer], b: NDArray[np.integer], threshold: float) -> float:

@@ -393,7 +393,6 @@ def _check(network: str, backbone: str, window: int, diameter: float, max_fracti
         raise InputError(f"max_fraction must be above 0 and at most 1, got {max_fraction}")
 
 
-
 def _starts(length: int, side: int, most: int = 4) -> list[int]:
     """Where windows begin along an axis, evenly spread."""
     count = min(most, -(-length // side))

@@ -249,7 +249,6 @@ class _TwoHeads(nn.Module):
         return tuple(head(features) for head in self.heads)
 
 
-
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
     if maps.shape[-2:] == tuple(size):
         return maps
