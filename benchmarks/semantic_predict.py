@@ -5,8 +5,8 @@
 From an image to the class of each pixel: preprocessing, network, argmax. The peer is used as its documentation does,
 eagerly in float32. Ours is measured in float32 and as it predicts by default (bfloat16 where the processor computes it
 fast). All run in turns in one process; printed are medians and ours / peer (below 1: ours is faster), by the clock and
-by processor time. Results are compared before anything is timed. At the end, the class and the probability of each pixel
-from given logits of the size of Cityscapes, against the same in torch, and against its argmax alone.
+by processor time. Results are compared before anything is timed. At the end, the class and the probability of each
+pixel from given logits of the size of Cityscapes, against the same in torch, and against its argmax alone.
 """
 
 from __future__ import annotations
@@ -107,8 +107,9 @@ def decoding(repeats: int, classes: int = 19, size: tuple[int, int] = (1024, 204
         }
         (ours, busy), (wall, peer), (argmax, alone) = timed(runs, repeats).values()
         print(
-            f"classes of {classes} x {size[0]} x {size[1]}, {order}: {1e3 * ours:.0f} ms; ours / torch {ours / wall:.2f} "
-            f"{busy / peer:.2f}, ours / argmax alone {ours / argmax:.2f} {busy / alone:.2f}"
+            f"classes of {classes} x {size[0]} x {size[1]}, {order}: {1e3 * ours:.0f} ms; "
+            f"ours / torch {ours / wall:.2f} {busy / peer:.2f}, "
+            f"ours / argmax alone {ours / argmax:.2f} {busy / alone:.2f}"
         )
 
 

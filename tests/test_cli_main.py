@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import pytest
 import everymask
 from everymask.cli import COMMANDS, main
 from everymask.errors import InputError
+from everymask.methods import METHODS, method_class
+from everymask.methods.recipe import Recipe
 
 
 def program(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -68,6 +72,8 @@ def test_help_of_a_verb_has_examples_and_describes_every_option(
 
 
 def test_examples_use_options_that_exist() -> None:
+    of_training = {each.name for each in fields(Recipe)}
+    of_training |= {option for name in METHODS for option in inspect.signature(method_class(name).__init__).parameters}
     for verb in COMMANDS:
         module = importlib.import_module(f"everymask.cli.{verb}")
         command = module.make_command([]) if verb == "train" else module.command
@@ -75,7 +81,9 @@ def test_examples_use_options_that_exist() -> None:
         for line in module.EXAMPLES.splitlines():
             if line.startswith(f"  everymask {verb}"):
                 options = set(re.findall(r"--(?:no-)?([a-z-]+)", line))
-                assert options <= known | ({"epochs", "base", "rays"} if verb == "train" else set()), line
+                if verb in ("train", "compare"):
+                    known |= {name.replace("_", "-") for name in of_training}
+                assert options <= known, line
 
 
 def test_help_and_mistakes_do_not_import_the_heavy_packages() -> None:

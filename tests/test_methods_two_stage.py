@@ -104,7 +104,7 @@ def check_same_detections(found: Mapping[str, Tensor], expected: list[dict[str, 
     for image, each in enumerate(expected):
         number = len(each["boxes"])
         assert int((found["scores"][image] > 0).sum()) == number
-        torch.testing.assert_close(found["boxes"][image, :number], each["boxes"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(found["boxes"][image, :number], each["boxes"], atol=1e-4, rtol=1e-5)
         torch.testing.assert_close(found["scores"][image, :number], each["scores"], atol=1e-4, rtol=0)
         assert torch.equal(found["classes"][image, :number] + 1, each["labels"])
 

@@ -89,7 +89,7 @@ def _graph_of(network: nn.Module) -> list[Any]:
         try:
             with torch.enable_grad():
                 outputs: dict[str, Tensor] = network(image)
-        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError):
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, MemoryError):
             continue
         return [output.grad_fn for output in outputs.values() if output.grad_fn is not None]
     return []

@@ -77,10 +77,14 @@ def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
 
 def restore_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `optimiser_tensors`."""
+    parameters: list[Tensor] = [each for group in optimiser.param_groups for each in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition("/")
-        state.setdefault(int(number), {})[name] = value
+        like = parameters[int(number)]
+        # Fused optimisers run through memory: each value must lie where that of its weight lies.
+        placed = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
+        state.setdefault(int(number), {})[name] = placed
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
