@@ -14,10 +14,8 @@ decoding 8192 x 8192 pixels with 10,000 cells, beyond the inputs.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,45 +24,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peer import Peer
 from scipy import ndimage
 
 from everymask.metrics.matching import MatchingMetric
 from everymask.ops.flow_masks import flow_labels
 from everymask.ops.flow_targets import FLOW_SCALE, flow_targets
 from everymask.types import Categories, LabelMap, Segments
-
-
-class Peer:
-    """The official program in another process (`cellpose_kernels_peer.py`).
-
-    Args:
-        python: Interpreter of its environment.
-    """
-
-    def __init__(self, python: Path) -> None:
-        server = Path(__file__).with_name("cellpose_kernels_peer.py")
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [str(python), str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
-
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps({"do": do, **request}, default=str), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._log.seek(0)
-            raise SystemExit(f"the official program failed on {do!r}:\n{self._log.read()[-2000:]}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
 
 
 def cells(size: int, count: int, scale: float = 1.0, seed: int = 0) -> NDArray[np.int32]:
@@ -133,7 +99,7 @@ def against_official(arguments: argparse.Namespace) -> None:
     labels = cells(arguments.size, arguments.cells)
     touching = ndimage.maximum_filter(labels, 5) != -ndimage.maximum_filter(-np.where(labels > 0, labels, 2**30), 5)
     flow, logit = prediction(labels)
-    peer = Peer(arguments.peer)
+    peer = Peer(arguments.peer, "cellpose_kernels_peer.py")
     about = peer.ask("about", threads=arguments.threads)
     parallel = arguments.threads > 1
     print(

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peer import Peer
 from PIL import Image
 from torch import Tensor
 
@@ -42,39 +42,6 @@ from everymask.types import Categories, LabelMap, Segments
 SIDE, PART = 1024, 256
 NORMALISED = np.array([[0.0], [1.0]], np.float32)
 """Intensity limits of an image that is normalised already."""
-
-
-class Peer:
-    """The official program in another process (`stardist_predict_peer.py`).
-
-    Args:
-        python: Interpreter of its environment.
-    """
-
-    def __init__(self, python: Path) -> None:
-        server = Path(__file__).with_name("stardist_predict_peer.py")
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
-            [str(python), str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
-
-    def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps({"do": do, **request}, default=str), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._log.seek(0)
-            raise SystemExit(f"the official program failed on {do!r}:\n{self._log.read()[-2000:]}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
 
 
 def mosaic(folder: Path) -> tuple[NDArray[np.float32], int]:
@@ -264,7 +231,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=15, help="timed rounds")
     options = parser.parse_args()
 
-    peer = Peer(options.peer)
+    peer = Peer(options.peer, "stardist_predict_peer.py")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         try:

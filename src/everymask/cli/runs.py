@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +65,15 @@ class Runs:
 
         for tokens in commands.values():
             method_class(tokens[0])
-        self.validation()
+        _ = self.validation
         if not self.resume:
             for name in commands:
                 if (self.out / name).exists():
                     raise InputError(f"{self.out / name} exists; go on with it by --resume, or choose another --out")
 
+    @cached_property
     def validation(self) -> Dataset:
-        """The images that methods are scored on."""
+        """The images that methods are scored on; opened once for all."""
         from everymask.formats import open_dataset
         from everymask.model import hold_out
 
@@ -144,7 +146,7 @@ class Runs:
         from everymask.metrics.evaluate import evaluate
         from everymask.model import Model
 
-        data = self.validation()
+        data = self.validation
         loaded = Model.load(model)
         predict = loaded.predictions_for(data)
         predict(data[0])  # kernels are compiled, memory is fetched

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from everymask.backbones.pyramid import Backbone
 from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
+from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
 from everymask.types import Segments, Task
 
@@ -88,7 +90,10 @@ class Method(nn.Module, ABC):
         return Preprocessing(channels=channels)
 
     def preprocessing_of(self) -> Preprocessing:
-        """The default preprocessing of this very network, such as that of its backbone's weights."""
+        """The default preprocessing of this very network: that of its backbone's weights if it has a backbone."""
+        backbone = getattr(self, "backbone", None)
+        if isinstance(backbone, Backbone):
+            return backbone_preprocessing(backbone, self.channels)
         return type(self).preprocessing(self.channels)
 
     @abstractmethod

@@ -27,7 +27,8 @@ from everymask.losses import binary_cross_entropy, cross_entropy
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.cellpose_size import SizeModel, fit_size_model, object_diameter
 from everymask.methods.bottom_up.cellpose_weights import from_cellpose
-from everymask.methods.preparation import backbone_preprocessing, decoder_pyramid
+from everymask.methods.bottom_up.objects import learnt_ids, turned_back
+from everymask.methods.preparation import decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -152,12 +153,6 @@ class Cellpose(Method):
         """Percentiles 1 and 99 of each channel become 0 and 1."""
         return Preprocessing(channels=channels, high=99.0, per_channel=True)
 
-    def preprocessing_of(self) -> Preprocessing:
-        """That of the backbone's weights; without a backbone the default of the class."""
-        if self.kind != "backbone":
-            return self.preprocessing(self.channels)
-        return backbone_preprocessing(self.backbone, self.channels)
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs of images (B, C, H, W).
 
@@ -190,10 +185,7 @@ class Cellpose(Method):
         """Flow of length 5, whether there is an object, validity and (with several categories) classes."""
         from everymask.ops.flow_targets import FLOW_SCALE, flow_targets
 
-        # A crowd region holds objects that nobody told apart: nothing can be learnt from it.
-        ids = np.concatenate([[VOID, 0], np.where(segments.crowd, VOID, np.arange(1, len(segments) + 1))])[
-            segments.label_map("last") + 1
-        ].astype(np.int32)
+        ids = learnt_ids(segments)
         targets = {
             "flow": torch.from_numpy(FLOW_SCALE * flow_targets(ids)),
             "cell": torch.from_numpy((ids[None] > 0).astype(np.float32)),
@@ -222,6 +214,7 @@ class Cellpose(Method):
         An object's score is the mean probability of its pixels to belong to an object.
         """
         from everymask.ops.flow_masks import flow_labels
+        from everymask.ops.watershed import mean_inside
 
         flows, logits = outputs["flow"].float().cpu(), outputs["cell"].float().cpu()
         found = []
@@ -236,14 +229,14 @@ class Cellpose(Method):
                 max_fraction=self.max_fraction,
                 parallel=True,
             )
-            areas = np.bincount(ids.ravel())
+            count = int(ids.max(initial=0))
             # Pixels of filled holes may have any logit, not a number among them.
             probability = logits[i, 0][window].sigmoid().nan_to_num(0.0).numpy()
-            score = np.bincount(ids.ravel(), probability.ravel(), len(areas))[1:] / areas[1:]
-            category = np.zeros(len(areas) - 1, np.int64)
-            if "category" in outputs and len(category):
+            score = mean_inside(ids, count, probability)
+            category = np.zeros(count, np.int64)
+            if "category" in outputs and count:
                 chances = outputs["category"][i, 1:][window].float().log_softmax(0).cpu().numpy()
-                votes = [np.bincount(ids.ravel(), chance.ravel(), len(areas))[1:] for chance in chances]
+                votes = [np.bincount(ids.ravel(), chance.ravel(), count + 1)[1:] for chance in chances]
                 category = np.argmax(votes, axis=0).astype(np.int64)
             found.append(Segments((height, width), category, LabelMap(ids), score=score.clip(0, 1)))
         return found
@@ -251,14 +244,7 @@ class Cellpose(Method):
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and the vectors with them."""
         undone = super().undo_dihedral(outputs, flip, turns)
-        down, right = undone["flow"].unbind(1)
-        if flip:
-            right = -right
-        for _ in range(turns % 4):
-            # A counter-clockwise turn takes the right of the image to the top of its copy.
-            down, right = right, -down
-        undone["flow"] = torch.stack([down, right], 1)
-        return undone
+        return undone | {"flow": turned_back(undone["flow"], flip, turns)}
 
     @torch.no_grad()
     def styles(self, images: Tensor) -> Tensor:

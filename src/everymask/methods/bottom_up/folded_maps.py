@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.layers.unet import Norm, UNet, initialise
 from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses import cross_entropy
 from everymask.methods.base import Method
-from everymask.methods.preparation import backbone_preprocessing, decoder_pyramid
+from everymask.methods.bottom_up.objects import learnt_ids
+from everymask.methods.preparation import decoder_pyramid
 from everymask.types import Segments, Task
 from everymask.types.geometry import VOID
 
@@ -99,12 +99,6 @@ class FoldedMaps(Method):
         self.category = Unfold(features, classes + 1, fold) if classes > 1 else None
         return features
 
-    def preprocessing_of(self) -> Preprocessing:
-        """That of the backbone's weights; without a backbone the default of the class."""
-        if not hasattr(self, "backbone"):
-            return self.preprocessing(self.channels)
-        return backbone_preprocessing(self.backbone, self.channels)
-
     def features(self, images: Tensor) -> list[Tensor]:
         """The features (B, F, H / fold, W / fold) of each decoder for images (B, C, H, W)."""
         if not hasattr(self, "backbone"):
@@ -132,15 +126,11 @@ class FoldedMaps(Method):
         """Ids (H, W) of what is learnt: 0 background, -1 void, and each connected part of an object for itself.
 
         A crop or an annotator may have cut an object into parts. Nothing that a pixel sees tells that they are one, and
-        each is decoded as an object of its own. Crowd regions are void: they hold objects that nobody told apart.
+        each is decoded as an object of its own. Crowd regions are void.
         """
         from everymask.ops.labels import connected_components
 
-        ids = segments.label_map("last")
-        if segments.crowd.any():
-            table = np.concatenate([[VOID, 0], np.where(segments.crowd, VOID, np.arange(1, len(segments) + 1))])
-            ids = table.astype(np.int32)[ids + 1]
-        return connected_components(ids, connectivity=2)[0]
+        return connected_components(learnt_ids(segments), connectivity=2)[0]
 
     def common_targets(self, segments: Segments, ids: NDArray[np.int32]) -> dict[str, Tensor]:
         """``valid`` (1, H, W), 0 where void, and with several categories ``category`` (H, W), -1 where void.

@@ -24,6 +24,7 @@ from everymask.errors import InputError, unknown_name
 from everymask.layers.unet import Norm
 from everymask.losses import binary_cross_entropy
 from everymask.methods.bottom_up.folded_maps import FoldedMaps, Unfold
+from everymask.methods.bottom_up.objects import turned_back
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments
 
@@ -207,14 +208,7 @@ class Omnipose(FoldedMaps):
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and the vectors with them."""
         undone = super().undo_dihedral(outputs, flip, turns)
-        down, right = undone["flow"].unbind(1)
-        if flip:
-            right = -right
-        for _ in range(turns % 4):
-            # A counter-clockwise turn takes the right of the image to the top of its copy.
-            down, right = right, -down
-        undone["flow"] = torch.stack([down, right], 1)
-        return undone
+        return undone | {"flow": turned_back(undone["flow"], flip, turns)}
 
 
 def trajectories(flow: Tensor, steps: int = 2, step: float = EULER_STEP) -> list[Tensor]:

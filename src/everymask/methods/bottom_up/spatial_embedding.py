@@ -15,17 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError, unknown_name
 from everymask.layers.erfnet import BranchedERFNet
 from everymask.layers.unet import UNet, initialise
 from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses.spatial_embedding import SHARPNESS, spatial_embedding
 from everymask.methods.base import Method
-from everymask.methods.preparation import backbone_preprocessing, decoder_pyramid
+from everymask.methods.bottom_up.objects import learnt_ids, turned_back
+from everymask.methods.preparation import decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
-from everymask.types.geometry import VOID
 
 Network = Literal["erfnet", "unet"]
 Centre = Literal["medoid", "centroid"]
@@ -128,12 +127,6 @@ class SpatialEmbedding(Method):
         """The weight decay and the symmetries of EmbedSeg, with AdamW and a cosine schedule."""
         return Recipe(epochs=100, batch_size=8, crop=256, learning_rate=1e-3, contrast=(0.6, 2.0))
 
-    def preprocessing_of(self) -> Preprocessing:
-        """That of the backbone, if there is one."""
-        if hasattr(self, "backbone"):
-            return backbone_preprocessing(self.backbone, self.channels)
-        return type(self).preprocessing(self.channels)
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs of images (B, C, H, W).
 
@@ -152,9 +145,7 @@ class SpatialEmbedding(Method):
         """``labels`` (H, W); at each pixel of an object ``centres`` (2, H, W), y, x in pixels, and its ``category``."""
         from everymask.ops.embedding_clusters import object_centres
 
-        # A crowd region holds objects that nobody told apart: nothing can be learnt from it.
-        table = np.concatenate([[VOID, 0], np.where(segments.crowd, VOID, np.arange(1, len(segments) + 1))])
-        ids = table[segments.label_map("last") + 1]
+        ids = learnt_ids(segments).astype(np.int64)
         centres = np.zeros((len(segments) + 1, 2), np.float32)
         found = object_centres(ids, self.centre)
         centres[1 : len(found) + 1] = found
@@ -215,14 +206,8 @@ class SpatialEmbedding(Method):
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and with them the offsets and the axes of the bandwidths."""
         undone = super().undo_dihedral(outputs, flip, turns)
-        offset, sigma = undone["offset"], undone["sigma"]
-        if flip:
-            offset = torch.cat([offset[:, :1], -offset[:, 1:]], dim=1)
-        for _ in range(turns % 4):
-            # A counter-clockwise quarter turn of the image takes (y, x) to (-x, y).
-            offset = torch.cat([offset[:, 1:], -offset[:, :1]], dim=1)
-            sigma = sigma.flip(1)
-        return undone | {"offset": offset, "sigma": sigma}
+        sigma = undone["sigma"].flip(1) if turns % 2 else undone["sigma"]
+        return undone | {"offset": turned_back(undone["offset"], flip, turns), "sigma": sigma}
 
 
 def embeddings(offset: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from everymask.errors import InputError
 from everymask.layers.unet import Norm, UNet, convolution, initialise
 from everymask.losses import binary_cross_entropy, cross_entropy, masked_l1
 from everymask.methods.base import Method
+from everymask.methods.bottom_up.objects import learnt_ids
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -124,10 +125,7 @@ class StarDist(Method):
         from everymask.ops.distance import object_probability
         from everymask.ops.stars import star_distances
 
-        # A crowd region holds objects that nobody told apart: nothing can be learnt from it.
-        ids = np.concatenate([[VOID, 0], np.where(segments.crowd, VOID, np.arange(1, len(segments) + 1))])[
-            segments.label_map("last") + 1
-        ].astype(np.int32)
+        ids = learnt_ids(segments)
         objects = np.maximum(ids, 0)
         step = self.grid
         targets = {

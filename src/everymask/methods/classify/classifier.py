@@ -12,11 +12,9 @@ from torch.nn import functional
 from everymask.backbones.foreign import TRANSLATIONS
 from everymask.backbones.names import timm_name
 from everymask.backbones.pyramid import Backbone
-from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.losses.expression import PixelLoss
 from everymask.methods.base import Method
-from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
 from everymask.types import Segments, Task
 
@@ -76,10 +74,6 @@ class Classifier(Method):
             colour=0.05,
             noise=0.0,
         )
-
-    def preprocessing_of(self) -> Preprocessing:
-        """That of the backbone's weights."""
-        return backbone_preprocessing(self.backbone, self.channels)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``classes`` (B, K) logits of images (B, C, H, W), which are brought to `size` whatever their proportions."""

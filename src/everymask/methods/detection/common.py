@@ -9,11 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everymask.backbones.pyramid import Backbone
-from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.methods.base import Method
-from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
 from everymask.types import Masks, Segments, Task
 
@@ -60,13 +57,6 @@ class BoxMethod(Method):
             colour=0.05,
             noise=0.0,
         )
-
-    def preprocessing_of(self) -> Preprocessing:
-        """That of the backbone's weights; without a backbone the default of the class."""
-        backbone = getattr(self, "backbone", None)
-        if not isinstance(backbone, Backbone):
-            return self.preprocessing(self.channels)
-        return backbone_preprocessing(backbone, self.channels)
 
     def magnification_for(self, height: int, width: int) -> float:
         """The factor by which an image is resized for the network (Ren et al. 2015, sec. 3.3; torchvision's rule)."""

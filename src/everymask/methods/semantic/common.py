@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from everymask.backbones.pyramid import Backbone
-from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.losses.expression import PixelLoss
 from everymask.methods.base import Method
-from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -90,13 +88,6 @@ class SemanticMethod(Method):
             colour=0.05,
             noise=0.0,
         )
-
-    def preprocessing_of(self) -> Preprocessing:
-        """That of the backbone's weights; without a backbone the default of the class."""
-        backbone = getattr(self, "backbone", None)
-        if not isinstance(backbone, Backbone):
-            return self.preprocessing(self.channels)
-        return backbone_preprocessing(backbone, self.channels)
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """``classes`` (H, W) int64: the class of each pixel, -1 void."""
