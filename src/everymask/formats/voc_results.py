@@ -244,7 +244,7 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 def _reading(
     path: Path,
     rows: Sequence[tuple[list[int], NDArray[np.float64]]],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, ...]],
     boxes: str | None,
     score_last: bool | None,
 ) -> tuple[Corners, bool]:

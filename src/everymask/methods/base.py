@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,12 @@ class Method(nn.Module, ABC):
         stride: Input height and width must be multiples of it; the engine pads.
         grid: Input pixels per output pixel of the dense outputs; divides `stride`.
         context: Radius in pixels of the surroundings that an output may depend on; tiles overlap by at least this much.
+        dimensions: 2 for images, 3 for volumes: then images are (B, C, D, H, W), outputs (B, ?, D / depth_grid,
+            H / grid, W / grid), and sizes (D, H, W).
+        depth_stride: Of volumes, what `stride` is for their planes: their number must be a multiple of it.
+        depth_grid: Of volumes, planes per output plane.
+        depth_context: Of volumes, `context` in planes.
+        anisotropy: Of volumes, the distance between planes in pixels.
         thresholds: Decision thresholds that `decode` uses; tuned on validation data and stored with the weights.
     """
 
@@ -50,6 +56,11 @@ class Method(nn.Module, ABC):
     stride: int = 1
     grid: int = 1
     context: int = 0
+    dimensions: Literal[2, 3] = 2
+    depth_stride: int = 1
+    depth_grid: int = 1
+    depth_context: int = 0
+    anisotropy: float = 1.0
     thresholds: dict[str, float]
     class_weights: Tensor | None
     _config: dict[str, Any]
@@ -109,8 +120,11 @@ class Method(nn.Module, ABC):
         """Named scalar terms, weights included; their sum is minimised."""
 
     @abstractmethod
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
-        """Segments of each image; `sizes` are the (H, W) before padding at the bottom and the right."""
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
+        """Segments of each image; `sizes` are the (H, W) before padding at the bottom and the right.
+
+        Of volumes they are (D, H, W), padded behind the last plane as well.
+        """
 
     def weigh_classes(self, weights: Sequence[float]) -> None:
         """Sets the constructor's `class_weights` of a method that exists.
@@ -145,7 +159,7 @@ class Method(nn.Module, ABC):
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Outputs for an image from those for its transformed copy; `turns` counts counter-clockwise quarter turns.
 
-        The copy was made by ``torch.rot90(image, turns, (-2, -1))`` and then, if `flip`, ``.flip(-1)``. Here the maps
+        Planes of volumes turn alike. The copy was made by ``torch.rot90(image, turns, (-2, -1))`` and then, if `flip`, ``.flip(-1)``. Here the maps
         are turned back; methods whose values depend on direction (rays, flows, offsets) override it and permute them.
         """
         undone = {}

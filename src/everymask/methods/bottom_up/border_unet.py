@@ -94,7 +94,7 @@ class BorderUNet(FoldedMaps):
         weight = torch.where(parts == 2, self.border_weight, 1.0)
         return {"parts": cross_entropy(outputs["parts"], parts, weight)} | self.category_loss(outputs, targets)
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Connected interiors flood the foreground; the score of an object is its mean foreground probability."""
         from everymask.ops.watershed import mean_inside, seeds_of, watershed
 

@@ -208,7 +208,7 @@ class Cellpose(Method):
             terms["category"] = cross_entropy(outputs["category"], targets["category"])
         return terms
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Pixels that end at the same place are an object; those whose flows differ from what it would have go.
 
         An object's score is the mean probability of its pixels to belong to an object.

@@ -169,7 +169,7 @@ class DenoiSeg(FoldedMaps):
             terms["denoising"] = self.alpha * error.sum() / count / image.var().clamp(min=1e-3)
         return terms
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Connected components of the foreground above the threshold, scored by their mean probability."""
         from everymask.ops.labels import compact_labels, connected_components, label_areas
         from everymask.ops.watershed import mean_inside

@@ -159,7 +159,7 @@ class DistanceWatershed(FoldedMaps):
                 terms[name] = (error * valid).sum() / count
         return terms | self.category_loss(outputs, targets)
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Seeds, watershed, and the class of each object; scores are how sure the network is of an object's depth."""
         from everymask.ops.neighbour_distance import label_maxima
         from everymask.ops.watershed import mean_inside, seeds_of, watershed

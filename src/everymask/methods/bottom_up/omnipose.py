@@ -178,7 +178,7 @@ class Omnipose(FoldedMaps):
             terms["boundary"] = 2 * binary_cross_entropy(outputs["boundary"], targets["boundary"], valid)
         return terms | self.category_loss(outputs, targets)
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Pixels that the flow brings together are an object; its score is how long its vectors are, 1 for a length 5.
 
         A network that is not certain of a direction predicts the mean of several, which is shorter.

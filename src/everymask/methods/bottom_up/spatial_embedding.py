@@ -175,7 +175,7 @@ class SpatialEmbedding(Method):
             "seed": self.seed_weight * terms.seed,
         }
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Greedy clustering of the pixels whose seed score is highest for a category, one category after the other."""
         from everymask.ops.embedding_clusters import cluster_embeddings
 

@@ -154,7 +154,7 @@ class StarDist(Method):
             terms["category"] = cross_entropy(outputs["category"], targets["category"])
         return terms
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Candidates above the probability threshold, greedy non-maximum suppression, drawing."""
         from everymask.ops.stars import candidates, non_maximum_suppression, render_stars
 

@@ -101,7 +101,7 @@ class Classifier(Method):
         # An image is a single position.
         return self.criterion(outputs["classes"][..., None], targets["class"][..., None])
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """One segment without geometry for each class, the most probable first, scored by its probability."""
         found = []
         for logits, size in zip(outputs["classes"], sizes, strict=True):

@@ -87,7 +87,7 @@ class BoxMethod(Method):
             targets["masks"] = torch.from_numpy(segments.masks() if len(segments) else none)
         return targets
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Detections above the threshold ``score``, cut off at the edges of the image.
 
         Args:

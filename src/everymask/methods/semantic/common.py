@@ -105,7 +105,7 @@ class SemanticMethod(Method):
             terms |= {f"auxiliary_{name}": self.auxiliary_weight * value for name, value in side.items()}
         return terms
 
-    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]) -> list[Segments]:
+    def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """The most probable class of each pixel; a segment for each that occurs, scored by its mean probability."""
         found = []
         for logits, (height, width) in zip(outputs["classes"], sizes, strict=True):
