@@ -58,9 +58,9 @@ def test_large_images_are_visited_as_often_as_their_size_asks():
 
     data = Dataset(image, len(sizes), CATEGORIES, frozenset({Task.INSTANCE}), "test", Path("made-up"))
     store = Store(data, GREY, CATEGORIES, 10**8)
-    assert store.visits("once", 48) == [1, 1, 1, 1]
-    assert store.visits("side", 48) == [1, 1, 2, 2]
-    assert store.visits("area", 48) == [1, 1, 4, 4]
+    assert store.visits("once", (48, 48)) == [1, 1, 1, 1]
+    assert store.visits("side", (48, 48)) == [1, 1, 2, 2]
+    assert store.visits("area", (48, 48)) == [1, 1, 4, 4]
     stream = CropStream(4, 10, batches=2, visits=[1, 1, 4, 4], seed=3)
     for batch in stream:  # a batch is one pass here, each in another order
         assert np.bincount([draw.index for draw in batch]).tolist() == [1, 1, 4, 4]

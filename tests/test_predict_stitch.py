@@ -47,7 +47,7 @@ def test_pasting_follows_the_score() -> None:
 def two_tiles(height: int = 20) -> list[Tile]:
     """Columns 0..40 and 20..60; the cores meet at column 30."""
     rows = Span(0, height, 0, height)
-    return [Tile(rows, Span(0, 40, 0, 30)), Tile(rows, Span(20, 60, 30, 60))]
+    return [Tile((rows, Span(0, 40, 0, 30))), Tile((rows, Span(20, 60, 30, 60)))]
 
 
 def segments_of(boxes: list[tuple[int, int, int, int]], score: list[float], origin: int, **columns: object) -> Segments:

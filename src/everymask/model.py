@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from everymask.methods.recipe import Recipe
     from everymask.predict.predictor import Predictor
     from everymask.predict.tta import Augmentation
+    from everymask.predict.volumes import Stacks
     from everymask.train.loop import TrainingResult
 
 TrainingSource = Dataset | Path | str
@@ -162,12 +163,15 @@ class Model:
         diameter: float | None = None,
         limits: NDArray[np.float32] | None = None,
         device: str | None = None,
+        stacks: Stacks = "planes",
+        anisotropy: float = 1.0,
     ) -> Segments:
-        """Segments of an image, with the data set's category ids.
+        """Segments of an image or a volume, with the data set's category ids.
 
         Args:
             image: (H, W) or (H, W, C), any real number type, any size. Arrays that are read by slices, such as
-                `numpy.memmap` and zarr, are read tile by tile.
+                `numpy.memmap` and zarr, are read tile by tile. For methods of volumes, and where `stacks` says so,
+                (D, H, W) or (D, H, W, C).
             tile: Images larger than this are predicted tile by tile; the result is stitched without seams.
             tta: Average over copies of the image: slower, a little more accurate. ``"mirror"``, ``"flips"``,
                 ``"dihedral"`` (the eight flips and quarter turns; also True), or, for semantic methods,
@@ -176,9 +180,18 @@ class Model:
             diameter: Instead of it, the size of the objects in pixels, for methods that know theirs.
             limits: Intensity limits from `Preprocessing.limits`, to treat several images alike.
             device: Such as ``"cuda"``; default: the fastest there is.
+            stacks: How a method of images predicts volumes: ``"joined"`` finds objects in each plane and joins those that
+                lie on each other, ``"views"`` (Cellpose) sees the volume from three sides.
+            anisotropy: Of such a volume, the distance between planes in pixels, for ``"views"``.
         """
+        from everymask.predict.volumes import check_stacks, predict_volume
+
         predictor = self.predictor(tile=tile, tta=tta, magnification=magnification, diameter=diameter, device=device)
-        found = predictor(image, limits)
+        check_stacks(predictor, stacks, anisotropy)
+        if stacks == "planes":
+            found = predictor(image, limits)
+        else:
+            found = predict_volume(predictor, image, stacks, anisotropy=anisotropy, limits=limits)
         return found.with_category(self.categories.ids[found.category])
 
     def train(
@@ -195,6 +208,8 @@ class Model:
         **options: Any,
     ) -> TrainingResult:
         """Trains the method on `data`; afterwards the model holds the best weights and tuned thresholds.
+
+        Methods of images learn from the planes of volumes, and are validated on them.
 
         Args:
             data: Data set or its path.
@@ -216,8 +231,8 @@ class Model:
             training, validation = hold_out(training)
         result = train(
             self.method,
-            training,
-            validation,
+            self._learnt_from(training),
+            self._learnt_from(validation),
             recipe=self._recipe(recipe, options),
             preprocessing=self.preprocessing,
             categories=self.categories,
@@ -254,7 +269,7 @@ class Model:
         from everymask.train.samples import TrainingSamples
         from everymask.train.setup import check_fit
 
-        dataset = self._training_data(data)
+        dataset = self._learnt_from(self._training_data(data))
         # Of classes no weights are wanted here, and the method is left as it is.
         chosen = self._recipe(recipe, options).with_options(weigh_classes="none")
         check_fit(self.method, dataset, None, chosen, self.preprocessing, self.categories)
@@ -283,6 +298,12 @@ class Model:
         keeps = type(self.method).learns_from_unlabelled and has_option(recognise(source), "unannotated")
         return open_dataset(source, **({"unannotated": "keep"} if keeps else {}))
 
+    def _learnt_from(self, data: Dataset) -> Dataset:
+        """The data as the method takes them: volumes as planes if it is for images."""
+        from everymask.data.planes import in_planes
+
+        return data if self.method.dimensions == 3 else in_planes(data)
+
     def evaluate(
         self,
         data: TrainingSource,
@@ -290,6 +311,8 @@ class Model:
         protocol: str = "auto",
         tta: bool | Augmentation = False,
         tile: int = 1024,
+        stacks: Stacks = "joined",
+        anisotropy: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Evaluation:
@@ -300,13 +323,15 @@ class Model:
             protocol: One of `everymask.metrics.METRICS`; auto picks by what the data and the model hold.
             tta: Average over copies of each image, as for `predict`.
             tile: Side in pixels of the tiles in which larger images are predicted.
+            stacks: How a method of images predicts volumes, as for `predict`.
+            anisotropy: Likewise.
             progress: Called with (images done, images in all).
             options: The protocol's own options.
         """
         dataset = _dataset(data)
         return evaluate(
             dataset,
-            self.predictions_for(dataset, tile=tile, tta=tta),
+            self.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy),
             protocol=protocol,
             options=options,
             tasks=self.tasks,
@@ -315,7 +340,13 @@ class Model:
         )
 
     def predictions_for(
-        self, data: Dataset, *, tile: int = 1024, tta: bool | Augmentation = False
+        self,
+        data: Dataset,
+        *,
+        tile: int = 1024,
+        tta: bool | Augmentation = False,
+        stacks: Stacks = "joined",
+        anisotropy: float = 1.0,
     ) -> Callable[[Sample], Segments]:
         """A function that predicts a sample of a data set, with the category ids of that data set, matched by name.
 
@@ -325,11 +356,21 @@ class Model:
         """
         table = ids_in_data(self.categories, data)
         ids = np.array([table[each.id] for each in self.categories], dtype=np.int64)
-        self.predictor(tile=tile, tta=tta)  # a wrong option is told at once, not for the first image
+        from everymask.predict.volumes import check_stacks, predict_volume
+
+        whole = self.method.dimensions == 3
+        # A wrong option is told at once, not for the first image.
+        if not whole and (stacks, anisotropy) != ("joined", 1.0):
+            check_stacks(self.predictor(tile=tile, tta=tta), stacks, anisotropy)
 
         def predict(sample: Sample) -> Segments:
+            predictor = self.predictor(tile=tile, tta=tta)
             try:
-                found = self.predictor(tile=tile, tta=tta)(sample.read_image())
+                image = sample.read_image()
+                if image.ndim == 4 and not whole:
+                    found = predict_volume(predictor, image, stacks, anisotropy=anisotropy)
+                else:
+                    found = predictor(image)
             except InputError as error:
                 place = str(sample.path or sample.name)
                 raise error if place in str(error) else InputError(f"{place}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from everymask.cli.application import Common
 from everymask.errors import InputError
@@ -34,8 +34,10 @@ def command(
     reading: dict[str, str] | None = None,
     skip_missing: bool = False,
     format: str | None = None,
-    tta: bool = False,
+    tta: bool | Literal["mirror", "flips", "dihedral", "multiscale"] = False,
     tile: int = 1024,
+    stacks: Literal["joined", "views"] = "joined",
+    anisotropy: float = 1.0,
     out: Path | None = None,
     common: Common = Common(),  # noqa: B008 - frozen, and cyclopts reads the default
 ) -> None:
@@ -53,8 +55,12 @@ def command(
         reading: Options of the format of the data, such as --reading.images FOLDER.
         skip_missing: Leave out images that the annotations name and that are not there.
         format: Format of the data, where it is not recognised.
-        tta: Average the predictions for eight flips and turns of each image.
+        tta: Average over copies of each image: dihedral (eight flips and turns; also without a name), flips, mirror, or
+            multiscale (three scales, mirrored) for semantic methods.
         tile: Side in pixels of the tiles in which larger images are predicted.
+        stacks: How a model of images predicts volumes: plane by plane, objects joined where they overlap, or views (seen
+            from three sides; Cellpose).
+        anisotropy: Distance between planes in pixels, for --stacks views.
         out: A .json file for the figures, or a folder for a report with plots, tables and the worst images.
     """
     from everymask.cli.output import Output
@@ -81,7 +87,8 @@ def command(
         from everymask.model import Model
 
         loaded = Model.load(model)
-        predict, tasks = loaded.predictions_for(dataset, tile=tile, tta=tta), loaded.tasks
+        predict = loaded.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy)
+        tasks = loaded.tasks
         preferred = type(loaded.method).metric[0]
     else:
         predict, tasks = open_predictions(predictions or Path(), dataset), None

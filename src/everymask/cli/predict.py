@@ -25,6 +25,7 @@ EXAMPLES = """\
   everymask predict 'plate1/*.tif' --model runs/nuclei/model.safetensors --out results/ --tta
   everymask predict street/ --model runs/camvid/model.safetensors --out results/ --tta multiscale
   everymask predict slide.tif --model nuclei --out results/ --format rois --magnify 0.5 --no-overlay
+  everymask predict stack.tif --model runs/nuclei/model.safetensors --out results/ --stacks joined
   everymask predict slide.zarr --model nuclei --out results/ --format zarr"""
 
 FORMATS: dict[str, tuple[FileOutput, str]] = {
@@ -51,13 +52,16 @@ def command(
     magnify: float | Literal["auto"] = 1.0,
     diameter: float | None = None,
     tile: int = 1024,
+    stacks: Literal["planes", "joined", "views"] = "planes",
+    anisotropy: float = 1.0,
     recursive: bool = False,
     common: Common = Common(),  # noqa: B008 - frozen, and cyclopts reads the default
 ) -> None:
     """Segment images: label masks, overlay pictures and a table of measures.
 
     Writes labels/, overlays/ and measures.csv into the output folder; other formats have other places. Images of any
-    size are predicted tile by tile. A stack is predicted plane by plane. A classifier writes classes.csv only.
+    size are predicted tile by tile. A stack is predicted as a whole by models of volumes, else plane by plane unless
+    --stacks says otherwise. A classifier writes classes.csv only.
 
     Args:
         images: Images, folders of images, patterns such as 'plate1/*.tif', or Zarr folders, which are read in pieces.
@@ -72,6 +76,9 @@ def command(
             auto where the method can tell. Results are in the pixels of the image.
         diameter: Instead of it, the diameter of the objects in pixels, for methods that know theirs.
         tile: Side in pixels of the tiles in which larger images are predicted; lower it if memory runs out.
+        stacks: What a stack is to a model of images: planes of their own (time series), joined (a volume whose objects
+            are joined where they overlap from plane to plane), or views (a volume seen from three sides; Cellpose).
+        anisotropy: Distance between planes in pixels, for --stacks views.
         recursive: Take the images of subfolders, too.
     """
     from everymask.cli.output import Output
@@ -84,15 +91,17 @@ def command(
 
     from everymask.model import Model
     from everymask.predict.files import predict_files
+    from everymask.predict.volumes import check_stacks
     from everymask.report.overlay import draw_overlay, suggested_magnification
     from everymask.types import Task
 
     loaded = Model.load(model)
     options: dict[str, Any] = {"tile": tile, "tta": tta, "magnification": magnify, "diameter": diameter}
-    loaded.predictor(**options)  # a wrong option is told once, not for each image
+    # A wrong option is told once, not for each image.
+    check_stacks(loaded.predictor(**options), stacks, anisotropy)
 
     def predict(image: NDArray[Any]) -> Segments:
-        return loaded.predict(image, **options)
+        return loaded.predict(image, stacks=stacks, anisotropy=anisotropy, **options)
 
     def drawn(image: NDArray[Any], segments: Segments) -> NDArray[np.uint8]:
         magnify = suggested_magnification(segments.size)
@@ -110,6 +119,7 @@ def command(
             outputs=["classes"] if classifies else outputs,
             categories=loaded.categories,
             semantic=loaded.tasks == {Task.SEMANTIC},
+            volumes=loaded.method.dimensions == 3 or stacks != "planes",
             overlay=drawn,
             progress=progress,
         )

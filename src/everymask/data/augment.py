@@ -47,16 +47,22 @@ class Augmentation:
     invert: float = 0.0
     colour: float = 0.0
 
-    def draw_placement(self, rng: np.random.Generator) -> Placement:
-        """A random orientation and magnification."""
+    def draw_placement(self, rng: np.random.Generator, volume: bool = False) -> Placement:
+        """A random orientation and magnification.
+
+        Args:
+            rng: Source of the randomness.
+            volume: Also draw whether the order of planes is reversed, if up-down flips are allowed.
+        """
         angle = math.radians(rng.uniform(-self.rotate, self.rotate)) if self.rotate else 0.0
         low, high = self.scale
         # Uniform in the logarithm, so that halving is as probable as doubling.
         scale = math.exp(rng.uniform(math.log(low), math.log(high))) if high > low else low
         flip = self.flip != "none" and bool(rng.integers(2))
+        backwards = self.flip in ("flips", "dihedral") and volume and bool(rng.integers(2))
         # A flip and half a turn make an up-down flip.
         turns = {"none": 0, "mirror": 0, "flips": 2 * int(rng.integers(2)), "dihedral": int(rng.integers(4))}[self.flip]
-        return Placement(angle, scale, flip, turns)
+        return Placement(angle, scale, flip, turns, backwards)
 
     def draw_window(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
         """Rows and columns of a random window, for images that are learnt as a whole.
@@ -79,7 +85,7 @@ class Augmentation:
         return window[0], window[1]
 
     def change_intensities(self, image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-        """The image (C, H, W) with other intensities, blurred and with noise."""
+        """The image (C, H, W) or volume (C, D, H, W) with other intensities, blurred and with noise."""
         if self.invert and rng.random() < self.invert:
             image = 1 - image
         if self.gamma != (1.0, 1.0):
@@ -89,13 +95,14 @@ class Augmentation:
         if self.brightness:
             image = image + np.float32(rng.uniform(-self.brightness, self.brightness))
         if self.colour:
-            shift = rng.uniform(-self.colour, self.colour, (image.shape[0], 1, 1))
+            shift = rng.uniform(-self.colour, self.colour, (image.shape[0], *[1] * (image.ndim - 1)))
             image = image + shift.astype(np.float32)
         if self.blur:
             from scipy import ndimage
 
             width = rng.uniform(0, self.blur)
-            image = ndimage.gaussian_filter(image, (0, width, width), mode="nearest")
+            # Planes of a volume lie further apart than pixels, and each is blurred for itself.
+            image = ndimage.gaussian_filter(image, width, mode="nearest", axes=(-2, -1))
         if self.noise:
             strength = rng.uniform(0, self.noise)
             image = (image + strength * rng.standard_normal(image.shape)).astype(np.float32)
@@ -106,17 +113,21 @@ class Augmentation:
 class Placement:
     """How a square crop lies in its image: rotated by `angle`, magnified by `scale`, then turned and flipped exactly.
 
+    Planes of volumes are treated alike (see `everymask.data.volumes`).
+
     Args:
         angle: Radians.
         scale: Above 1 the objects in the crop are larger than in the image.
         flip: Left-right flip, after the turns.
         turns: Counter-clockwise quarter turns.
+        backwards: Of volumes, the order of planes is reversed.
     """
 
     angle: float = 0.0
     scale: float = 1.0
     flip: bool = False
     turns: int = 0
+    backwards: bool = False
 
     def steps(self) -> NDArray[np.float64]:
         """(2, 2): image (y, x) that one pixel down and one pixel to the right in the crop amount to, as columns."""
@@ -168,13 +179,13 @@ class Placement:
 
         Args:
             image: (H, W, C) of any number type.
-            ids: (H, W) labels.
+            ids: (H, W) labels, or (H, W, P) labels of P planes that are cut alike.
             centre: (y, x) as `random_centre` gives it.
             crop: Side of the result.
             prepare: Makes float (C, h, w) of a window (h, w, C) of the image.
 
         Returns:
-            Image (C, crop, crop) and labels (crop, crop).
+            Image (C, crop, crop) and labels (crop, crop) or (crop, crop, P).
         """
         if self.angle == 0 and self.scale == 1:
             found, labels = _copy(image, ids, np.round(centre - (crop - 1) / 2).astype(int), crop, prepare)
@@ -182,8 +193,50 @@ class Placement:
             found, labels = _resample(image, ids, centre, self.steps(), crop, prepare)
         found, labels = np.rot90(found, self.turns, (1, 2)), np.rot90(labels, self.turns)
         if self.flip:
-            found, labels = found[..., ::-1], labels[..., ::-1]
+            found, labels = found[..., ::-1], labels[:, ::-1]
         return np.ascontiguousarray(found), np.ascontiguousarray(labels)
+
+    def moved_boxes(self, boxes: NDArray[np.floating], centre: NDArray[np.float64], crop: int) -> NDArray[np.float64]:
+        """Boxes of the image in the pixels of the crop; of rotated ones, the upright boxes around them.
+
+        Args:
+            boxes: (N, 4) x0, y0, x1, y1 in pixels of the image, right and bottom edges exclusive.
+            centre: As for `cut`.
+            crop: Side of the crop.
+
+        Returns:
+            (N, 4); they may reach beyond the crop.
+        """
+        points = boxes[:, [1, 0, 1, 2, 3, 0, 3, 2]].reshape(-1, 4, 2).astype(np.float64)  # corners (y, x)
+        if self.angle == 0 and self.scale == 1:
+            points = points - np.round(centre - (crop - 1) / 2)
+        else:
+            # 0 is the middle of the first pixel for `centre`, and its edge for boxes.
+            points = (points - 0.5 - centre) @ np.linalg.inv(self.steps()).T + crop / 2
+        for _ in range(self.turns % 4):
+            points = np.stack([crop - points[..., 1], points[..., 0]], axis=-1)
+        if self.flip:
+            points[..., 1] = crop - points[..., 1]
+        return np.concatenate([points.min(axis=1)[:, ::-1], points.max(axis=1)[:, ::-1]], axis=1)
+
+    def outside(self, size: tuple[int, int], centre: NDArray[np.float64], crop: int) -> NDArray[np.bool_]:
+        """(crop, crop) whether a pixel of the crop lies beyond the borders of the image.
+
+        Args:
+            size: (H, W) of the image.
+            centre: As for `cut`.
+            crop: Side of the crop.
+        """
+        offsets = np.arange(crop) - (crop - 1) / 2
+        if self.angle == 0 and self.scale == 1:
+            centre = np.round(centre - (crop - 1) / 2) + (crop - 1) / 2
+        steps = self.steps()
+        found = np.zeros((crop, crop), np.bool_)
+        for axis in range(2):
+            places = centre[axis] + steps[axis, 0] * offsets[:, None] + steps[axis, 1] * offsets[None, :]
+            found |= (places < -0.5) | (places > size[axis] - 0.5)
+        found = np.rot90(found, self.turns)
+        return np.ascontiguousarray(found[:, ::-1] if self.flip else found)
 
 
 def _copy(
@@ -195,13 +248,13 @@ def _copy(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """The pixels from `start` on, exactly."""
     low = np.maximum(start, 0)
-    high = np.minimum(start + crop, ids.shape)
+    high = np.minimum(start + crop, ids.shape[:2])
     found = prepare(image[low[0] : high[0], low[1] : high[1]])
     labels = ids[low[0] : high[0], low[1] : high[1]].astype(np.int32)
     margins = np.stack([low - start, start + crop - high], axis=1)
     if margins.any():
         found = np.pad(found, [(0, 0), *margins], mode="symmetric")
-        labels = np.pad(labels, margins, constant_values=VOID)
+        labels = np.pad(labels, [*margins, *[(0, 0)] * (ids.ndim - 2)], constant_values=VOID)
     return found, labels
 
 
@@ -218,7 +271,7 @@ def _resample(
     from torch.nn import functional
 
     reach = np.abs(steps).sum(axis=1) * (crop - 1) / 2 + 1  # 1 for the neighbours of the interpolation
-    limits = np.array(ids.shape)
+    limits = np.array(ids.shape[:2])
     low = np.clip(np.floor(centre - reach), 0, limits - 1).astype(int)
     high = np.clip(np.ceil(centre + reach) + 1, low + 1, limits).astype(int)
     window = prepare(image[low[0] : high[0], low[1] : high[1]])
@@ -229,13 +282,15 @@ def _resample(
     rows = origin[0] + steps[0, 0] * offsets[:, None] + steps[0, 1] * offsets[None, :]
     columns = origin[1] + steps[1, 0] * offsets[:, None] + steps[1, 1] * offsets[None, :]
     # grid_sample counts from -1 to 1 between the outer edges of the first and the last pixel.
-    height, width = labels.shape
+    height, width = labels.shape[:2]
     grid = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], axis=-1)
     places = torch.from_numpy(grid.astype(np.float32))[None]
     found = functional.grid_sample(
         torch.from_numpy(window)[None], places, mode="bilinear", padding_mode="reflection", align_corners=False
     )
+    planes = np.ascontiguousarray(labels.reshape(height, width, -1).transpose(2, 0, 1))
     nearest = functional.grid_sample(
-        torch.from_numpy(labels)[None, None], places, mode="nearest", padding_mode="zeros", align_corners=False
+        torch.from_numpy(planes)[None], places, mode="nearest", padding_mode="zeros", align_corners=False
     )
-    return found[0].numpy(), nearest[0, 0].numpy().astype(np.int32) - 1
+    drawn = nearest[0].numpy().astype(np.int32) - 1
+    return found[0].numpy(), drawn[0] if ids.ndim == 2 else drawn.transpose(1, 2, 0)

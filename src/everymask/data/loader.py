@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,32 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from everymask.data.augment import Augmentation, Placement
+from everymask.data.objects import Crop, copy_paste, crop_boxes, crop_masks, mixup, mosaic
 from everymask.data.sampling import Draw
 from everymask.data.store import Decoded, Store, named
+from everymask.data.volumes import cut_volume, random_depth
 from everymask.errors import InputError
 from everymask.types import LabelMap, Segments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """How often crops are made of several others.
+
+    Args:
+        mosaic: Share of the crops made of four (Bochkovskiy et al. 2020).
+        mixup: Share of the crops that another one is averaged with (Zhang et al. 2018).
+        copy_paste: Share of the crops that objects of another one are laid on (Ghiasi et al. 2021).
+        until: Position in the stream of crops from which on they are left as they are.
+    """
+
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    until: int = 0
 
 
 class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -37,9 +57,14 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         targets: `Method.targets`; gets segments whose categories are class indices. It runs in forked processes, where
             compiled kernels must not start threads.
         crop: Side of the crop in pixels.
+        planes: Planes of the crop of volumes; None for images.
         augmentation: Random changes; None for the unchanged crop from the middle of the image (validation).
         foreground: Share of the crops that are placed on a random object; that of a draw's own class comes beside it.
         by_class: Draw the class of such an object first.
+        magnify: Of methods with a usual size of images, the factor for an image of height and width; crops of it are
+            magnified by it.
+        fill: Of methods that learn from boxes or masks, the value of the network's input beyond the image.
+        mixing: Which crops are made of several others; for methods that learn from boxes or masks.
         seed: With the position of a draw it fixes every random choice, whatever the number of loader processes.
     """
 
@@ -49,19 +74,25 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         targets: Callable[[Segments], dict[str, Tensor]],
         *,
         crop: int,
+        planes: int | None = None,
         augmentation: Augmentation | None = None,
         foreground: float = 0.0,
         by_class: bool = False,
+        magnify: Callable[[int, int], float] | None = None,
+        fill: float = 0.0,
+        mixing: Mixing | None = None,
         seed: int = 0,
     ) -> None:
         self.store, self.targets = store, targets
-        self.crop, self.augmentation, self.seed = crop, augmentation, seed
+        self.crop, self.planes, self.augmentation, self.seed = crop, planes, augmentation, seed
         self.foreground, self.by_class = foreground, by_class
+        self.magnify, self.fill, self.mixing = magnify, fill, mixing
         full = store.preprocessing
         # Intensities are changed between 0 and 1; the mean and deviation of a backbone's training data come after.
         self._to_unit = replace(full, mean=(0.0,), std=(1.0,))
-        self._mean = np.asarray(full.mean, np.float32).reshape(-1, 1, 1)
-        self._std = np.asarray(full.std, np.float32).reshape(-1, 1, 1)
+        axes = [1] * (2 if planes is None else 3)
+        self._mean = np.asarray(full.mean, np.float32).reshape(-1, *axes)
+        self._std = np.asarray(full.std, np.float32).reshape(-1, *axes)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -74,9 +105,12 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
             raise named(self.store.data[index.index], error) from error
 
     def cut(self, draw: Draw) -> tuple[NDArray[np.float32], Segments]:
-        """The network's input (C, crop, crop) and the segments of one crop."""
+        """The network's input (C, crop, crop), of volumes (C, planes, crop, crop), and the segments of one crop."""
         decoded = self.store[draw.index]
         rng = np.random.default_rng((self.seed, draw.position))
+        if self.store.learns_from != "labels":
+            image, objects = self._mixed(draw, rng)
+            return image, objects.segments((self.crop, self.crop))
         image, segments = self._whole(decoded, rng) if decoded.tagged else self._part(decoded, draw.category, rng)
         if self.augmentation is not None:
             image = self.augmentation.change_intensities(image, rng)
@@ -84,22 +118,86 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         return np.ascontiguousarray(image, np.float32), segments
 
     def _part(self, decoded: Decoded, category: int, rng: np.random.Generator) -> tuple[NDArray[np.float32], Segments]:
-        """A square of the image with the segments that have pixels in it; intensities between 0 and 1."""
-        size = (decoded.ids.shape[0], decoded.ids.shape[1])
-        if self.augmentation is None:
-            placement, centre = Placement(), (np.array(size) - 1) / 2
+        """A part of the image with the segments that have pixels in it; intensities between 0 and 1."""
+        size, volume = decoded.ids.shape, self.planes is not None
+        placement = Placement()
+        centre = (np.array(size) - 1) / 2
+        if self.augmentation is not None:
+            placement = self.augmentation.draw_placement(rng, volume)
+            target = self._target(decoded, category, rng)
+            inside = None if target is None else target[-2:]
+            centre[-2:] = placement.random_centre(self.crop, (size[-2], size[-1]), rng, inside)
+            if self.planes is not None:
+                depth = None if target is None else float(target[0])
+                centre[0] = random_depth(self.planes, placement.scale, size[0], rng, depth)
+
+        def prepare(window: NDArray[Any]) -> NDArray[np.float32]:
+            return self._to_unit(window, decoded.limits)
+
+        if self.planes is None:
+            image, ids = placement.cut(decoded.image, decoded.ids, centre, self.crop, prepare)
         else:
-            placement = self.augmentation.draw_placement(rng)
-            target = None
-            if category >= 0:
-                target = decoded.random_pixel(rng, category)
-            elif rng.random() < self.foreground:
-                target = decoded.random_pixel(rng, by_class=self.by_class)
-            centre = placement.random_centre(self.crop, size, rng, target)
-        image, ids = placement.cut(
-            decoded.image, decoded.ids, centre, self.crop, lambda window: self._to_unit(window, decoded.limits)
-        )
+            image, ids = cut_volume(placement, decoded.image, decoded.ids, centre, (self.planes, self.crop), prepare)
         return image, _present(ids, decoded)
+
+    def _target(self, decoded: Decoded, category: int, rng: np.random.Generator) -> NDArray[np.float64] | None:
+        """A pixel that the crop is to hold, if it is to hold one."""
+        if category >= 0:
+            return decoded.random_pixel(rng, category)
+        if rng.random() < self.foreground:
+            return decoded.random_pixel(rng, by_class=self.by_class)
+        return None
+
+    def _mixed(self, draw: Draw, rng: np.random.Generator) -> Crop:
+        """The network's input and the objects of a crop, which may be made of several others."""
+        mixing = self.mixing if self.augmentation is not None else None
+        if mixing is None or draw.position >= mixing.until:
+            return self._objects(draw.index, draw.category, rng)
+
+        def other() -> Crop:
+            return self._objects(int(rng.integers(len(self.store))), -1, rng)
+
+        found = self._objects(draw.index, draw.category, rng)
+        if rng.random() < mixing.mosaic:
+            low, high = self.crop // 4, self.crop - self.crop // 4
+            corner = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
+            found = mosaic([found, other(), other(), other()], corner)
+        if rng.random() < mixing.mixup:
+            found = mixup(found, other())
+        if rng.random() < mixing.copy_paste:
+            found = copy_paste(found, other(), rng)
+        return found
+
+    def _objects(self, index: int, category: int, rng: np.random.Generator) -> Crop:
+        """A square of the image with its boxes or masks; beyond the image lies the fill and no mirrored object."""
+        decoded = self.store[index]
+        height, width = decoded.image.shape[:2]
+        factor = 1.0 if self.magnify is None else self.magnify(height, width)
+        placement = Placement(scale=factor)
+        centre = (np.array([height, width]) - 1) / 2
+        if self.augmentation is not None:
+            placement = self.augmentation.draw_placement(rng)
+            placement = replace(placement, scale=factor * placement.scale)
+            target = self._target(decoded, category, rng)
+            centre = placement.random_centre(self.crop, (height, width), rng, target)
+        frames = decoded.frames
+        if frames is None:
+            raise ValueError("the store was not made for boxes or masks")
+        # Without masks nothing is looked up in a label map.
+        layers = decoded.ids if decoded.ids.size else np.broadcast_to(np.zeros((), np.int8), (height, width))
+        image, ids = placement.cut(
+            decoded.image, layers, centre, self.crop, lambda window: self._to_unit(window, decoded.limits)
+        )
+        if self.augmentation is not None:
+            image = self.augmentation.change_intensities(image, rng)
+        image = (image - self._mean) / self._std
+        image[:, placement.outside((height, width), centre, self.crop)] = self.fill
+        if self.store.learns_from == "boxes":
+            objects = crop_boxes(placement, frames, centre, self.crop, decoded.category, decoded.crowd)
+        else:
+            pixels = decoded.areas * placement.scale**2
+            objects = crop_masks(ids, pixels, decoded.category, decoded.crowd)
+        return np.ascontiguousarray(image, np.float32), objects
 
     def _whole(self, decoded: Decoded, rng: np.random.Generator) -> tuple[NDArray[np.float32], Segments]:
         """A window of the image, whatever its proportions, in the size of the crop, with the tags of the image."""
@@ -130,18 +228,35 @@ def _present(ids: NDArray[np.int32], decoded: Decoded) -> Segments:
     return Segments(ids.shape, decoded.category[kept], LabelMap(table[ids + 1]), crowd=decoded.crowd[kept])
 
 
-Batch = tuple[Tensor, dict[str, Tensor]]
+Batch = tuple[Tensor, dict[str, Any]]
+"""Images (B, C, H, W) and targets: tensors (B, ...), and lists of B tensors of different lengths."""
 
 
-def collate(items: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> Batch:
-    """Images (B, C, H, W) and targets (B, ...) of the items of a batch."""
+def collate(items: Sequence[tuple[Tensor, Mapping[str, Tensor]]], ragged: frozenset[str] = frozenset()) -> Batch:
+    """Images (B, C, H, W) and targets (B, ...) of the items of a batch; `ragged` ones stay lists of tensors."""
     images = torch.stack([image for image, _ in items])
     names = items[0][1].keys()
-    return images, {name: torch.stack([targets[name] for _, targets in items]) for name in names}
+    listed = {name: [targets[name] for _, targets in items] for name in names}
+    return images, {name: each if name in ragged else torch.stack(each) for name, each in listed.items()}
+
+
+def to_device(targets: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The targets of a batch on a device."""
+    return {
+        name: [one.to(device, non_blocking=True) for one in value]
+        if isinstance(value, list)
+        else value.to(device, non_blocking=True)
+        for name, value in targets.items()
+    }
 
 
 def batches(
-    crops: Crops, stream: Sampler[list[Draw]], *, workers: int, pin_memory: bool = False
+    crops: Crops,
+    stream: Sampler[list[Draw]],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    ragged: frozenset[str] = frozenset(),
 ) -> Generator[Batch, None, None]:
     """The batches of `stream`, made ahead of need by `workers` processes; 0 makes them in this process.
 
@@ -151,7 +266,7 @@ def batches(
     loader: DataLoader[Any] = DataLoader(
         crops,
         batch_sampler=stream,
-        collate_fn=collate,
+        collate_fn=partial(collate, ragged=ragged),
         num_workers=workers,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing.get_context("fork") if workers else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,21 +39,21 @@ class Preprocessing:
     std: tuple[float, ...] = (1.0,)
 
     def limits(self, image: NDArray[Any]) -> NDArray[np.float32]:
-        """(2, C) or (2, 1): the values that become 0 and 1, of an image (H, W, C).
+        """(2, C) or (2, 1): the values that become 0 and 1, of an image (H, W, C) or a volume (D, H, W, C).
 
-        Percentiles of images above 16 megapixels are taken from every n-th pixel of both axes.
+        Percentiles of images above 16 megapixels are taken from every n-th pixel of rows and columns.
         """
         if self.normalise == "scale":
             top = np.iinfo(image.dtype).max if np.issubdtype(image.dtype, np.integer) else 1
             return np.array([[0], [top]], dtype=np.float32)
-        step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 2**24)))
-        sampled = image[::step, ::step]
-        axis = (0, 1) if self.per_channel else None
+        step = max(1, int(np.sqrt(math.prod(image.shape[:-1]) / 2**24)))
+        sampled = image[..., ::step, ::step, :]
+        axis = tuple(range(image.ndim - 1)) if self.per_channel else None
         found = np.percentile(sampled, [self.low, self.high], axis=axis).astype(np.float32)
         return found.reshape(2, -1)
 
     def __call__(self, image: NDArray[Any], limits: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """The network's input (C, H, W) of an image (H, W, C) or (H, W).
+        """The network's input (C, H, W) of an image (H, W, C) or (H, W), or (C, D, H, W) of a volume (D, H, W, C).
 
         Args:
             image: Any real number type; must be finite.
@@ -66,10 +67,10 @@ class Preprocessing:
         # The floor keeps a flat image flat instead of blowing its noise up to full contrast.
         scaled = (image.astype(np.float32) - low) / np.maximum(high - low, 1e-6)
         scaled = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)
+        return np.ascontiguousarray(np.moveaxis(scaled, -1, 0), dtype=np.float32)
 
     def match_channels(self, image: NDArray[Any]) -> NDArray[Any]:
-        """The image as (H, W, channels).
+        """The image as (H, W, channels), a volume (D, H, W, C) as (D, H, W, channels).
 
         Raises:
             InputError: There is no sensible conversion.
@@ -77,8 +78,10 @@ class Preprocessing:
         if image.ndim == 2:
             image = image[..., None]
         have = image.shape[-1]
-        if image.ndim != 3:
-            raise InputError(f"expected a 2-D image (H, W, C), got an array of shape {image.shape}")
+        if image.ndim not in (3, 4):
+            raise InputError(
+                f"expected an image (H, W, C) or a volume (D, H, W, C), got an array of shape {image.shape}"
+            )
         if have == self.channels:
             return image
         if have == 1 and self.channels == 3:

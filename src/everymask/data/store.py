@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from everymask.data.objects import layers_of
 from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
 from everymask.types import Categories, Dataset, LabelMap, Sample, Segments
@@ -27,12 +28,15 @@ class Decoded:
     """A sample as it is kept in memory.
 
     Args:
-        image: (H, W, C) in the file's own number type.
+        image: (H, W, C), or (D, H, W, C) of a volume, in the file's own number type.
         limits: From `Preprocessing.limits`, of the whole image.
-        ids: (H, W) labels in the smallest fitting integer type; (0, 0) where the segments are tags of the image.
+        ids: (H, W) or (D, H, W) labels in the smallest fitting integer type; (0, 0) where the segments are tags of the
+            image, or learnt as boxes. For masks that overlap (H, W, P), labels of P maps (`layers_of`).
         category: (N,) class indices.
         crowd: (N,) bool.
-        boxes: (M, 5) int32: label, y0, x0, y1, x1 of the segments that have pixels; ends exclusive.
+        boxes: (M, 5) int32: label, y0, x0, y1, x1 of the segments that have pixels; ends exclusive. Of volumes (M, 7):
+            label, z0, y0, x0, z1, y1, x1.
+        frames: (N, 4) x0, y0, x1, y1 of all segments, for methods that learn from boxes or masks; None for others.
     """
 
     image: NDArray[Any]
@@ -41,11 +45,17 @@ class Decoded:
     category: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     boxes: NDArray[np.int32]
+    frames: NDArray[np.float32] | None = None
 
     @property
     def tagged(self) -> bool:
         """Whether the segments are tags of the whole image, without a place in it."""
-        return self.ids.size == 0
+        return self.ids.size == 0 and self.frames is None
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(N,) pixels of each segment."""
+        return np.bincount(np.maximum(self.ids, 0).ravel(), minlength=len(self.category) + 1)[1:]
 
     @property
     def bytes(self) -> int:
@@ -55,7 +65,7 @@ class Decoded:
     def random_pixel(
         self, rng: np.random.Generator, category: int | None = None, by_class: bool = False
     ) -> NDArray[np.float64] | None:
-        """A random pixel (y, x) of a random segment, whatever the segments' areas; None if there is no segment.
+        """A random pixel (y, x), or (z, y, x), of a random segment, whatever its area; None if there is no segment.
 
         Args:
             rng: Source of the randomness.
@@ -69,14 +79,25 @@ class Decoded:
             boxes = boxes[self.category[boxes[:, 0] - 1] == category]
         if not len(boxes):
             return None
-        label, top, left, bottom, right = (int(each) for each in boxes[rng.integers(len(boxes))])
-        inside = np.flatnonzero(self.ids[top:bottom, left:right] == label)
-        row, column = divmod(int(inside[rng.integers(len(inside))]), right - left)
-        return np.array([top + row, left + column], np.float64)
+        label, *ends = (int(each) for each in boxes[rng.integers(len(boxes))])
+        if self.frames is not None:
+            x0, y0, x1, y1 = self.frames[label - 1]
+            return np.array([rng.uniform(y0, y1), rng.uniform(x0, x1)]) - 0.5
+        start, stop = ends[: self.ids.ndim], ends[self.ids.ndim :]
+        window = self.ids[tuple(slice(*each) for each in zip(start, stop, strict=True))]
+        inside = np.flatnonzero(window == label)
+        place = np.unravel_index(int(inside[rng.integers(len(inside))]), window.shape)
+        return np.add(start, place).astype(np.float64)
 
 
 def decode(
-    sample: Sample, preprocessing: Preprocessing, categories: Categories, *, unannotated: bool = False
+    sample: Sample,
+    preprocessing: Preprocessing,
+    categories: Categories,
+    *,
+    unannotated: bool = False,
+    dimensions: int = 2,
+    learns_from: LearnsFrom = "labels",
 ) -> Decoded:
     """Reads a sample and checks it.
 
@@ -85,33 +106,47 @@ def decode(
         preprocessing: Decides on channels and limits.
         categories: The model's categories.
         unannotated: Take an image without annotation for one that is void everywhere.
+        dimensions: 2 for images, 3 for volumes.
+        learns_from: Whether the method wants a label map, boxes, or masks that may overlap. Boxes without any area in
+            the image, of which large data sets have some, are left out.
 
     Raises:
-        InputError: The image is unreadable, not finite or a volume; the annotation is missing, has boxes only, another
-            size than the image, or a category that `categories` lacks. The message names the sample.
+        InputError: The image is unreadable or not finite, or a volume instead of an image; the annotation is missing,
+            has boxes only, another size than the image, or a category that `categories` lacks. The message names the
+            sample.
     """
     from scipy import ndimage
 
     try:
         image = preprocessing.match_channels(sample.image)
+        if image.ndim != dimensions + 1:
+            kinds = {3: "an image", 4: "a volume (a stack of planes)"}
+            advice = "train with --dimensions 3" if dimensions == 2 else "leave --dimensions 3 out"
+            raise InputError(
+                f"is {kinds[image.ndim]}, but the method is for {('images', 'volumes')[dimensions - 2]}; {advice}, or "
+                "train on other data"
+            )
         segments = sample.segments
         if segments is None:
             if not unannotated:
                 raise InputError("has no annotation; remove the image from the data or annotate it")
-            segments = _all_void((image.shape[0], image.shape[1]))
-        if segments.size != image.shape[:2]:
+            segments = _all_void(image.shape[:-1])
+        if segments.size != image.shape[:-1]:
+            axes = "height x width" if dimensions == 2 else "planes x height x width"
             raise InputError(
-                f"the image has {_by(image.shape[:2])} pixels (height x width), but its annotation "
+                f"the image has {_by(image.shape[:-1])} pixels ({axes}), but its annotation "
                 f"{_by(segments.size)}; they must be equal"
             )
         if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image).all():
             raise InputError("the image holds NaN or infinite values; replace them by numbers")
+        if learns_from != "labels":
+            return _of_objects(image, preprocessing.limits(image), segments, categories, learns_from)
         ids, category = labels_of(segments, categories)
     except InputError as error:
         raise named(sample, error) from error
     found = ndimage.find_objects(np.maximum(ids, 0), max_label=len(segments))
     boxes = [
-        (number, place[0].start, place[1].start, place[0].stop, place[1].stop)
+        (number, *(axis.start for axis in place), *(axis.stop for axis in place))
         for number, place in enumerate(found, 1)
         if place is not None
     ]
@@ -121,11 +156,51 @@ def decode(
         ids.astype(np.int16) if len(segments) < np.iinfo(np.int16).max else ids,
         category,
         segments.crowd,
-        np.array(boxes, np.int32).reshape(-1, 5),
+        np.array(boxes, np.int32).reshape(-1, 1 + 2 * dimensions),
     )
 
 
-def _all_void(size: tuple[int, int]) -> Segments:
+def _of_objects(
+    image: NDArray[Any],
+    limits: NDArray[np.float32],
+    segments: Segments,
+    categories: Categories,
+    learns_from: LearnsFrom,
+) -> Decoded:
+    """A sample for a method that learns from boxes or masks.
+
+    Raises:
+        InputError: There are none.
+    """
+    if not segments.has_boxes and len(segments):
+        raise InputError("the annotation has neither boxes nor masks, and this method learns from those")
+    if learns_from == "masks" and segments.geometry is None and len(segments):
+        raise InputError(
+            "the annotation has boxes but no masks; train a method that finds boxes, such as faster_rcnn, or add masks"
+        )
+    category = _indices(segments, categories)
+    height, width = segments.size
+    if learns_from == "boxes":
+        ids = np.zeros((0, 0), np.int32)
+        given = segments.boxes() if len(segments) else np.zeros((0, 4))
+        frames = np.clip(given, 0, np.array([width, height] * 2, np.float64)).astype(np.float32)
+    else:
+        ids = layers_of(segments)
+        if len(segments) < np.iinfo(np.int16).max:
+            ids = ids.astype(np.int16)
+        # Around the pixels that the annotation has, and not the boxes that it may give besides.
+        frames = Segments(segments.size, segments.category, segments.geometry).boxes().astype(np.float32)
+    present = np.flatnonzero((frames[:, 2:] > frames[:, :2]).all(axis=1))
+    if learns_from == "boxes":
+        frames, category, crowd = frames[present], category[present], segments.crowd[present]
+        present = np.arange(len(frames))
+    else:
+        crowd = segments.crowd
+    found = np.concatenate([present[:, None] + 1, frames[present][:, [1, 0, 3, 2]].round()], axis=1).astype(np.int32)
+    return Decoded(image, limits, ids, category, crowd, found, frames)
+
+
+def _all_void(size: tuple[int, ...]) -> Segments:
     return Segments(size, [], LabelMap(np.full(size, VOID, np.int32)))
 
 
@@ -161,6 +236,8 @@ def _by(size: Sequence[int]) -> str:
     return " x ".join(str(each) for each in size)
 
 
+LearnsFrom = Literal["labels", "boxes", "masks"]
+"""What of an annotation a method learns from: a label map (or tags of the image), boxes, or masks that may overlap."""
 Visits = Literal["once", "side", "area"]
 
 
@@ -173,6 +250,8 @@ class Store:
         categories: The model's categories.
         budget: Bytes to keep at most.
         unannotated: Take images without annotation for all void.
+        dimensions: 2 for images, 3 for volumes.
+        learns_from: What of the annotation; see `decode`.
     """
 
     def __init__(
@@ -183,9 +262,11 @@ class Store:
         budget: int,
         *,
         unannotated: bool = False,
+        dimensions: int = 2,
+        learns_from: LearnsFrom = "labels",
     ) -> None:
         self.data, self.preprocessing, self.categories, self.budget = data, preprocessing, categories, budget
-        self.unannotated = unannotated
+        self.unannotated, self.dimensions, self.learns_from = unannotated, dimensions, learns_from
         self._kept: OrderedDict[int, Decoded] = OrderedDict()
         self._bytes = 0
 
@@ -196,7 +277,14 @@ class Store:
         if index in self._kept:
             self._kept.move_to_end(index)
             return self._kept[index]
-        decoded = decode(self.data[index], self.preprocessing, self.categories, unannotated=self.unannotated)
+        decoded = decode(
+            self.data[index],
+            self.preprocessing,
+            self.categories,
+            unannotated=self.unannotated,
+            dimensions=self.dimensions,
+            learns_from=self.learns_from,
+        )
         self._kept[index] = decoded
         self._bytes += decoded.bytes
         while self._bytes > self.budget and self._kept:
@@ -209,7 +297,7 @@ class Store:
         Raises:
             InputError: As for the sample itself.
         """
-        if index in self._kept:
+        if index in self._kept and self.learns_from == "labels":
             return self._kept[index].ids, self._kept[index].category
         sample = self.data[index]
         try:
@@ -218,18 +306,18 @@ class Store:
         except InputError as error:
             raise named(sample, error) from error
 
-    def visits(self, rule: Visits, crop: int) -> list[int]:
+    def visits(self, rule: Visits, crop: Sequence[int]) -> list[int]:
         """How often an epoch visits each sample; every rule but ``once`` reads all samples to learn their sizes.
 
         Args:
             rule: ``once``; ``side``: as many times as crops fit along the geometric mean of the image's sides;
-                ``area``: as many as fit into the image. At least once.
-            crop: Side of the crop.
+                ``area``: as many as fit into the image or volume. At least once.
+            crop: Sides of the crop.
         """
         if rule == "once":
             return [1] * len(self)
-        sides = [math.sqrt(math.prod(self[index].image.shape[:2])) / crop for index in range(len(self))]
-        return [max(1, round(side if rule == "side" else side**2)) for side in sides]
+        fitting = [math.prod(self[index].image.shape[:-1]) / math.prod(crop) for index in range(len(self))]
+        return [max(1, round(each ** (1 / len(crop)) if rule == "side" else each)) for each in fitting]
 
     def fill(self, progress: Callable[[int, int], None] | None = None) -> bool:
         """Reads all samples if they fit the budget, judged by a few of them; returns whether they are all in memory.

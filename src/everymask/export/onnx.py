@@ -38,7 +38,8 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
     """Writes the network as ONNX with free batch size, height and width, and compares it with the original.
 
     The file takes ``images`` (B, C, H, W) float32 after preprocessing, H and W multiples of ``method.stride``, and
-    gives the outputs of ``method.forward`` by name; decoding is not part of it.
+    gives the outputs of ``method.forward`` by name; decoding is not part of it. Of methods of volumes they are (B, C, D,
+    H, W), D a multiple of ``method.depth_stride``.
 
     Args:
         method: The trained method.
@@ -60,13 +61,20 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
 
     method = method.eval().float().cpu()
     side = 2 * method.stride
+    depth = [2 * method.depth_stride] if method.dimensions == 3 else []
     generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, method.channels, 2 * side, side, generator=generator)
+    example = torch.rand(2, method.channels, *depth, 2 * side, side, generator=generator)
     with torch.inference_mode():
         expected = {name: output.numpy() for name, output in method(example).items()}
     names = list(expected)
-    batch, height, width = (torch.export.Dim(each, min=1) for each in ("batch", "rows", "columns"))
-    shapes = {"images": {0: batch, 2: method.stride * height, 3: method.stride * width}}
+    free = {
+        name: torch.export.Dim(name, min=1) for name in ("batch", *(["planes"] if depth else []), "rows", "columns")
+    }
+    strides = {"batch": 1, "planes": method.depth_stride, "rows": method.stride, "columns": method.stride}
+    axes = [0, *range(2, example.ndim)]
+    # A dimension times 1 is another thing to the exporter than the dimension.
+    sizes = [strides[name] * each if strides[name] > 1 else each for name, each in free.items()]
+    shapes = {"images": dict(zip(axes, sizes, strict=True))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.simplefilter("ignore")  # deprecations inside the exporter concern its authors, not its users
@@ -86,7 +94,8 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
         temporary.write_bytes(proto.SerializeToString())
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         # Another shape than the one that was traced, to prove that the sizes are free.
-        other = torch.rand(1, method.channels, side, 3 * side, generator=generator)
+        longer = [3 * each for each in depth]
+        other = torch.rand(1, method.channels, *longer, side, 3 * side, generator=generator)
         with torch.inference_mode():
             second = {name: output.numpy() for name, output in method(other).items()}
         worst = dict.fromkeys(names, 0.0)

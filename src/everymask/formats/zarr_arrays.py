@@ -67,14 +67,19 @@ class ZarrImage:
         return self.shape[0]
 
     def __getitem__(self, key: int | slice | tuple[slice, ...]) -> Any:
-        """A plane of a stack by its number, as another lazy image; rows and columns of an image as an array (h, w, C).
+        """A plane of a stack by its number, as another lazy image; a part of an image or of a stack as an array.
+
+        Args:
+            key: Of a stack, the number of a plane, or slices of planes, rows and columns (the latter may be left out),
+                which give (z, h, w, C). Of an image, slices of rows and columns, which give (h, w, C).
 
         Raises:
             InputError: A piece is damaged, or compressed in a way that is not known.
         """
         if self.ndim == 4:
-            if not isinstance(key, int | np.integer):
-                raise TypeError(f"the planes of a stack are taken one by one, not by {key!r}")
+            if isinstance(key, slice | tuple):
+                planes, *window = key if isinstance(key, tuple) else (key,)
+                return np.stack([self[z][tuple(window)] for z in range(*planes.indices(self.shape[0]))])
             plane = range(self.shape[0])[int(key)]
             return ZarrImage(self._array, self._axes, self.path, self.calibration, plane)
         rows, columns = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:2]

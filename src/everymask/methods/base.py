@@ -91,9 +91,12 @@ class Method(nn.Module, ABC):
     def recipe_for(cls, **options: Any) -> Recipe:
         """The default training recipe of the network that these constructor arguments make.
 
-        Methods that are trained otherwise with other options override it.
+        Methods that are trained otherwise with other options override it. Volumes come in smaller crops and batches.
         """
-        return cls.recipe()
+        recipe = cls.recipe()
+        if options.get("dimensions", 2) == 2:
+            return recipe
+        return recipe.with_options(crop=96, planes=32, batch_size=2, visits="area")
 
     @classmethod
     def preprocessing(cls, channels: int) -> Preprocessing:
@@ -159,8 +162,9 @@ class Method(nn.Module, ABC):
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Outputs for an image from those for its transformed copy; `turns` counts counter-clockwise quarter turns.
 
-        Planes of volumes turn alike. The copy was made by ``torch.rot90(image, turns, (-2, -1))`` and then, if `flip`, ``.flip(-1)``. Here the maps
-        are turned back; methods whose values depend on direction (rays, flows, offsets) override it and permute them.
+        The copy was made by ``torch.rot90(image, turns, (-2, -1))`` and then, if `flip`, ``.flip(-1)``, all planes of
+        volumes alike. Here the maps are turned back; methods whose values depend on direction (rays, flows, offsets)
+        override it and permute them.
         """
         undone = {}
         for name, output in outputs.items():

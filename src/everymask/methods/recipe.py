@@ -9,6 +9,7 @@ from everymask.errors import InputError, unknown_name
 
 _NOT_NEGATIVE = (
     "steps_per_epoch",
+    "planes",
     "weight_decay",
     "warmup",
     "plateau_patience",
@@ -38,6 +39,7 @@ class Recipe:
         batch_size: Crops per optimiser step and process, before accumulation.
         accumulate: Batches whose gradients are summed before a step.
         crop: Side of the square training crop in pixels.
+        planes: Planes of a crop of a volume, for methods with ``dimensions`` 3; 0 takes as many as its side has pixels.
         foreground: Share of the crops that are placed so that they hold an object, 0..1.
         balance: How the object of such a crop is drawn: ``none`` takes any of the image, ``image`` first one of the
             image's classes, ``classes`` first one of all classes, rare ones as often as frequent ones, and then an
@@ -91,6 +93,7 @@ class Recipe:
     batch_size: int = 8
     accumulate: int = 1
     crop: int = 256
+    planes: int = 0
     foreground: float = 0.9
     balance: Literal["none", "image", "classes"] = "none"
     weigh_classes: Literal["none", "inverse", "median", "effective"] = "none"
@@ -164,6 +167,14 @@ class Recipe:
             if name not in known:
                 raise unknown_name("recipe option", name, known)
         return replace(self, **options)
+
+    def planes_for(self, dimensions: int) -> int | None:
+        """Planes of a crop of a volume (3 dimensions); None for images (2)."""
+        return (self.planes or self.crop) if dimensions == 3 else None
+
+    def sides(self, dimensions: int) -> tuple[int, ...]:
+        """Sides of a crop of an image (2 dimensions): rows and columns; of a volume (3): planes, rows and columns."""
+        return (self.planes or self.crop, self.crop, self.crop)[-dimensions:]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for model files and logs."""

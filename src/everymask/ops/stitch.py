@@ -17,11 +17,15 @@ def paste_labels(canvas: NDArray[np.int32], ids: NDArray[np.int32], score: NDArr
     """Draws labels into a part of a canvas; where two objects meet, the higher score wins and the drawn one on a tie.
 
     Args:
-        canvas: (H, W) labels, changed in place; background and void (at most 0) yield to every object.
-        ids: (H, W) labels in the numbering of the canvas, 0 where nothing is to be drawn.
+        canvas: (H, W) or (D, H, W) labels, changed in place; background and void (at most 0) yield to every object.
+        ids: Labels of the same shape in the numbering of the canvas, 0 where nothing is to be drawn.
         score: Score of every label of both, indexed by label - 1.
     """
-    _paste_labels(canvas, ids, score)
+    if canvas.ndim == 3:
+        for plane, drawn in zip(canvas, ids, strict=True):
+            _paste_labels(plane, drawn, score)
+    else:
+        _paste_labels(canvas, ids, score)
 
 
 @njit(cache=True, nogil=True)

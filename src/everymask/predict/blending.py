@@ -90,7 +90,7 @@ def blend(
     carried: dict[str, _Carried] = {}
     for number, (tile, maps) in enumerate(parts):
         row, column = divmod(number, len(columns))
-        block = Tile(_finished(rows, row), _finished(columns, column))
+        block = Tile((_finished(rows, row), _finished(columns, column)))
         weights = torch.from_numpy(np.outer(row_weights[row], column_weights[column]))
         for name, values in maps.items():
             if name not in carried:

@@ -50,3 +50,8 @@ def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     if precision not in ("auto", "float32", "bfloat16"):
         raise InputError(f"precision must be auto, float32 or bfloat16, got {precision!r}")
     return precision == "bfloat16" or (precision == "auto" and computes_bfloat16_fast(device))
+
+
+def channels_innermost(dimensions: int) -> torch.memory_format:
+    """The order in memory in which the channels of a pixel lie side by side, of images (2) or volumes (3)."""
+    return torch.channels_last if dimensions == 2 else torch.channels_last_3d

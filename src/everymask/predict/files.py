@@ -15,7 +15,7 @@ import numpy as np
 
 from everymask.errors import InputError
 from everymask.files import check_writable_folder
-from everymask.predict.inputs import find_inputs, read_input
+from everymask.predict.inputs import calibration, find_inputs, read_input
 from everymask.predict.outputs import ClassTable, CocoFile, MeasureTable
 from everymask.predict.writing import OUTPUTS, Output, Writer, check_outputs, files_of
 
@@ -56,6 +56,7 @@ def predict_files(
     outputs: Sequence[Output] = ("labels",),
     categories: Categories | None = None,
     semantic: bool = False,
+    volumes: bool = False,
     overlay: Callable[[NDArray[Any], Segments], NDArray[np.uint8]] | None = None,
     recursive: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -70,13 +71,14 @@ def predict_files(
     An image that cannot be read or predicted is passed over, and told at the end; nothing is written for it.
 
     Args:
-        predict: Segments, with the data set's category ids, of an image (H, W, C).
+        predict: Segments, with the data set's category ids, of an image (H, W, C), or of a volume.
         paths: Files, folders and patterns, as for `everymask.predict.inputs.find_inputs`. Zarr images are read in
             pieces, and may be larger than memory; their segments may not.
         out: Folder for the results; made if it is absent.
         outputs: Names of `OUTPUTS`.
         categories: Names for the tables.
         semantic: Label files hold categories instead of objects.
+        volumes: Files are volumes (Z, H, W, C), predicted as a whole, and an object has one number in all its planes.
         overlay: Draws segments over an image (H, W, C): (H', W', 3) uint8. Needed for the output ``overlay``.
         recursive: Take the images of subfolders, too.
         progress: Called with the number of images done and of all images.
@@ -116,7 +118,10 @@ def predict_files(
                 image = pixels.result()
                 if image.ndim == 4 and "labels-png" in outputs:
                     raise InputError(f"{path} is a stack, which a PNG cannot hold; write labels as TIFF instead")
-                planes: list[Any] = [image] if image.ndim == 3 else [image[z] for z in range(len(image))]
+                if volumes:
+                    planes: list[Any] = [_as_volume(path, image)]
+                else:
+                    planes = [image] if image.ndim == 3 else [image[z] for z in range(len(image))]
                 found = [predict(plane) for plane in planes]
             except InputError as error:
                 text = str(error)
@@ -136,6 +141,19 @@ def predict_files(
         raise InputError(_told(failures, len(images), folder))
     counts = {} if classes is None else dict(classes.counts.most_common())
     return Written(totals["images"], totals["segments"], totals["planes"], labels, counts)
+
+
+def _as_volume(path: Path, image: Pixels) -> Pixels:
+    """The volume in a file.
+
+    Raises:
+        InputError: The file holds a single image, or a time series.
+    """
+    if image.ndim == 3:
+        raise InputError(f"{path} is a single image, and a volume is wanted; give stacks of planes (TIFF, Zarr)")
+    if calibration(path, image).stack == "T":
+        raise InputError(f"{path} is a time series, and a volume is wanted; its axis is named T and should be Z")
+    return image
 
 
 def output_names(images: Sequence[Path]) -> list[str]:

@@ -15,6 +15,8 @@ from everymask.errors import InputError
 from everymask.types import LabelMap, Masks, Polygon, Polygons, Segments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from everymask.methods.base import Method
@@ -57,37 +59,43 @@ def magnification_for(method: Method, diameter: float) -> float:
 
 
 class MagnifiedImage:
-    """An image (H, W) or (H, W, C) at another magnification, resized where it is read.
+    """An image or a volume at another magnification, resized where it is read.
 
     Enlarged by bilinear interpolation; reduced by the mean under a triangle as wide as two pixels of the result, which
     keeps fine texture from turning into false structures (as Pillow, and torch with ``antialias``).
 
     Args:
-        image: Any array that is read by slices, such as `numpy.memmap`.
-        factor: Magnification; the sides are rounded to whole pixels.
+        image: Any array that is read by slices, such as `numpy.memmap`: (H, W), (H, W, C) or (D, H, W, C).
+        factor: Magnification of all axes of the image, or one for each of the first axes, such as (z, y, x) of a
+            volume; sides are rounded to whole pixels.
 
     Attributes:
         shape: Of the resized image.
         dtype: float32, with the intensities of the image.
     """
 
-    def __init__(self, image: NDArray[Any], factor: float) -> None:
+    def __init__(self, image: NDArray[Any], factor: float | Sequence[float]) -> None:
         self._image = image
-        height, width = (max(1, round(factor * side)) for side in image.shape[:2])
-        self.shape: tuple[int, ...] = (height, width, *image.shape[2:])
+        factors = [factor] * max(2, len(image.shape) - 1) if isinstance(factor, float | int) else factor
+        sides = image.shape[: len(factors)]
+        self._axes = len(factors)
+        resized = (max(1, round(each * side)) for each, side in zip(factors, sides, strict=True))
+        self.shape: tuple[int, ...] = (*resized, *image.shape[self._axes :])
         self.dtype = np.dtype(np.float32)
 
-    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.float32]:
-        """(h, w) or (h, w, C) of rows and columns with step 1."""
-        (rows, row_weights), (columns, column_weights) = (
+    def __getitem__(self, window: tuple[slice, ...]) -> NDArray[np.float32]:
+        """The pixels of a window, a slice with step 1 for each axis that is resized."""
+        taps = [
             _taps(*each.indices(length)[:2], length, source)
             for each, length, source in zip(window, self.shape, self._image.shape, strict=False)
+        ]
+        needed = tuple(
+            slice(int(places.min()), int(places.max()) + 1) if places.size else slice(0, 0) for places, _ in taps
         )
-        top, bottom = (int(rows.min()), int(rows.max()) + 1) if rows.size else (0, 0)
-        left, right = (int(columns.min()), int(columns.max()) + 1) if columns.size else (0, 0)
-        source = np.asarray(self._image[top:bottom, left:right]).astype(np.float32)
-        source = _weighted(source, rows - top, row_weights)
-        return _weighted(source.swapaxes(0, 1), columns - left, column_weights).swapaxes(0, 1)
+        found = np.asarray(self._image[needed]).astype(np.float32)
+        for axis, ((places, weights), part) in enumerate(zip(taps, needed, strict=True)):
+            found = _weighted(found.swapaxes(0, axis), places - part.start, weights).swapaxes(0, axis)
+        return found
 
 
 def _taps(start: int, stop: int, length: int, source: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -112,37 +120,40 @@ def _weighted(source: NDArray[np.float32], places: NDArray[np.int64], weights: N
     return total
 
 
-def restored(segments: Segments, size: tuple[int, int]) -> tuple[Segments, int]:
+def restored(segments: Segments, size: tuple[int, ...]) -> tuple[Segments, int]:
     """The segments of a resized image in the pixels of the image itself.
 
     Pixels get what their middle lies on in the resized image; outlines and boxes are scaled.
 
     Args:
         segments: Of the resized image.
-        size: (H, W) of the image.
+        size: (H, W) of the image, or (D, H, W) of the volume.
 
     Returns:
         The segments, and how many were left out because they are too small to own a pixel of it.
     """
-    factors = np.array([size[1] / segments.size[1], size[0] / segments.size[0]])  # x, y
+    factors = np.array(size[::-1]) / np.array(segments.size[::-1])  # x, y
     boxes = segments.given_boxes
     boxes = None if boxes is None else boxes * np.tile(factors, 2)
-    rows, columns = (
+    places = [
         ((np.arange(wanted) + 0.5) * (have / wanted)).astype(np.int64)
         for wanted, have in zip(size, segments.size, strict=True)
-    )
+    ]
+    rows, columns = places[-2:]
     geometry: LabelMap | Masks | Polygons | None
     match segments.geometry:
         case LabelMap(ids):
-            geometry = LabelMap(_at_places(ids, rows, columns))
+            planes = [ids] if ids.ndim == 2 else [ids[plane] for plane in places[0]]
+            drawn = [_at_places(plane, rows, columns) for plane in planes]
+            geometry = LabelMap(drawn[0] if ids.ndim == 2 else np.stack(drawn))
         case Masks():
-            geometry = _restored_masks(segments.geometry, size, rows, columns)
+            geometry = _restored_masks(segments.geometry, (size[0], size[1]), rows, columns)
         case Polygons(_, parts):
             scaled = (
                 tuple(Polygon(each.exterior * factors, tuple(hole * factors for hole in each.holes)) for each in part)
                 for part in parts
             )
-            geometry = Polygons(size, tuple(scaled))
+            geometry = Polygons((size[0], size[1]), tuple(scaled))
         case _:
             geometry = None
     found = Segments(

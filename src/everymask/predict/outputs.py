@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from everymask.predict.inputs import Pixels
     from everymask.types import Categories
 
-_STRIP = 1024
-"""Rows of an image read in pieces that are measured at a time."""
+_STRIP, _PLANES = 1024, 16
+"""Rows of an image, and planes of a volume, read in pieces that are measured at a time."""
+_SIDES = ("x0", "y0", "z0", "x1", "y1", "z1")
 _ALL_CLASSES = 20
 """Up to so many classes, a table of classes has a column for each; else those of the five most probable."""
 _BEST = 5
 
 
 def label_image(segments: Segments, semantic: bool, categories: Categories | None = None) -> NDArray[np.int32]:
-    """What a label file of the segments holds, (H, W).
+    """What a label file of the segments holds, (H, W), or (Z, H, W) of a volume.
 
     Args:
         segments: With the data set's category ids. Where they overlap the highest score wins.
@@ -61,7 +62,7 @@ def measures(segments: Segments, image: Pixels) -> dict[str, NDArray[Any]]:
 
     Args:
         segments: Of one image.
-        image: (H, W, C); one that is read in pieces is never held as a whole.
+        image: (H, W, C), or (Z, H, W, C) of a volume; one that is read in pieces is never held as a whole.
     """
     from everymask.ops.labels import label_measures
 
@@ -82,41 +83,42 @@ def measures(segments: Segments, image: Pixels) -> dict[str, NDArray[Any]]:
     for i, (left, top, right, bottom) in enumerate(tight.tolist()):
         alone = Segments(segments.size, [0], Masks.join(runs.size, [runs[i]])).masks()[0, top:bottom, left:right]
         row = label_measures(alone.astype(np.int32), 1, np.asarray(image[top:bottom, left:right]))
-        rows.append(_shifted(row, top, left))
+        rows.append(_shifted(row, y=top, x=left))
     if not rows:
         return label_measures(np.zeros((1, 1), np.int32), 0, np.zeros((1, 1, image.shape[-1]), image.dtype))
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
-def _shifted(columns: dict[str, NDArray[Any]], top: int, left: int) -> dict[str, NDArray[Any]]:
-    """Measures of a window in the pixels of the image."""
-    by = {"centroid_y": top, "y0": top, "y1": top, "centroid_x": left, "x0": left, "x1": left}
-    return {name: values + by[name] if name in by else values for name, values in columns.items()}
+def _shifted(columns: dict[str, NDArray[Any]], **by: int) -> dict[str, NDArray[Any]]:
+    """Measures of a window in the pixels of the image; `by` has the first pixel of the window along each axis."""
+    moved = {name: first for axis, first in by.items() for name in (f"centroid_{axis}", f"{axis}0", f"{axis}1")}
+    return {name: values + moved[name] if name in moved else values for name, values in columns.items()}
 
 
 def _measures_by_strips(ids: NDArray[np.int32], count: int, image: Pixels) -> dict[str, NDArray[Any]]:
-    """`label_measures` of an image that is read strip by strip."""
+    """`label_measures` of an image that is read strip by strip, of a volume some planes at a time."""
     from everymask.ops.labels import label_measures
 
+    axis, length = ("y", _STRIP) if ids.ndim == 2 else ("z", _PLANES)
     total: dict[str, NDArray[Any]] = {}
-    for top in range(0, len(ids), _STRIP):
-        window = slice(top, top + _STRIP)
-        part = _shifted(label_measures(ids[window], count, np.asarray(image[window])), top, 0)
+    for first in range(0, len(ids), length):
+        window = slice(first, first + length)
+        part = _shifted(label_measures(ids[window], count, np.asarray(image[window])), **{axis: first})
         area, present = part["area"], part["area"] > 0
         for name, values in part.items():
             if name == "area":
                 total[name] = total.get(name, 0) + area
-            elif name in ("x0", "y0", "x1", "y1"):
+            elif name in _SIDES:
                 lower = name.endswith("0")
                 known = total.setdefault(name, np.full(count, np.iinfo(np.int64).max if lower else 0))
                 known[present] = (np.minimum if lower else np.maximum)(known, values)[present]
             else:  # means, as sums for now
                 total[name] = total.get(name, 0.0) + np.where(present, values * area, 0)
     with np.errstate(invalid="ignore"):
-        for name in total.keys() - {"area", "x0", "y0", "x1", "y1"}:
+        for name in total.keys() - {"area", *_SIDES}:
             total[name] = total[name] / total["area"]
     absent = total["area"] == 0
-    for name in ("x0", "y0"):
+    for name in ("x0", "y0", "z0")[: ids.ndim]:
         total[name][absent] = 0
     return total
 

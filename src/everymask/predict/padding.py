@@ -23,8 +23,15 @@ def reflected_indices(length: int, before: int, after: int) -> Tensor:
     return torch.minimum(positions, period - positions)
 
 
-def pad_reflected(images: Tensor, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0) -> Tensor:
-    """Images (..., H, W) with reflected borders: (..., top + H + bottom, left + W + right)."""
+def pad_reflected(
+    images: Tensor, top: int = 0, bottom: int = 0, left: int = 0, right: int = 0, behind: int = 0
+) -> Tensor:
+    """Images (..., H, W) with reflected borders: (..., top + H + bottom, left + W + right).
+
+    Volumes (..., D, H, W) may get further planes `behind` the last one.
+    """
+    if behind:
+        images = images.index_select(-3, reflected_indices(images.shape[-3], 0, behind).to(images.device))
     height, width = images.shape[-2:]
     if top or bottom:
         images = images.index_select(-2, reflected_indices(height, top, bottom).to(images.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import warnings
@@ -16,13 +17,13 @@ from everymask.methods.semantic.common import SemanticMethod
 from everymask.predict.averaging import from_average
 from everymask.predict.blending import blend
 from everymask.predict.convolutions import keep_weights_in_bfloat16, run_pointwise_in_one_thread
-from everymask.predict.device import Precision, choose_device, use_bfloat16
+from everymask.predict.device import Precision, channels_innermost, choose_device, use_bfloat16
 from everymask.predict.folding import fold_batch_normalisation
 from everymask.predict.magnification import MagnifiedImage, check_magnification, restored
 from everymask.predict.memory import keep_freed_memory
 from everymask.predict.padding import pad_reflected
 from everymask.predict.stitching import stitch
-from everymask.predict.tiling import Tile, plan_tiles
+from everymask.predict.tiling import Tile, plan_tiles, plan_volume
 from everymask.predict.tta import Augmentation, average_views, check_views, chosen_views, mean_of_views
 from everymask.types import Segments, Task
 
@@ -49,6 +50,8 @@ _ESTIMATES = 5
 class Predictor:
     """Applies a method to images of any size.
 
+    A method for volumes is applied to volumes (D, H, W) or (D, H, W, C) instead of images, and to stacks as a whole.
+
     An image larger than `tile` is predicted in overlapping tiles; the memory of the network depends on `tile` alone.
     Objects are taken whole from the tile that holds their centre: the result is that of the untiled image for objects
     up to the overlap less twice the method's `context`. Classes of pixels fade from tile to tile.
@@ -61,14 +64,15 @@ class Predictor:
         preprocessing: Channel policy and intensity normalisation that the network was trained with.
         device: Where the network runs; None takes an accelerator if there is one.
         precision: ``auto`` computes in bfloat16 where the device does so fast, else in float32.
-        tile: Longest side in pixels of what the network sees at once, rounded down to a multiple of the stride.
+        tile: Longest side in pixels of what the network sees at once, rounded down to a multiple of the stride. Of
+            volumes the network sees as many voxels at once as twice its square.
         overlap: Pixels that neighbouring tiles share. None takes twice the method's context and 64 pixels more, at
-            least 128, but no more than half a tile.
+            least 128, but no more than half a tile. For images; of volumes it follows from the method's context.
         tta: Test-time augmentation: a name of `everymask.predict.tta.VIEWS`; True stands for ``dihedral``.
         magnification: Factor by which the image is resized before the network sees it; the segments are those of the
-            image itself. ``"auto"`` asks the method, if it has ``estimate_magnification(images) -> float`` for
-            normalised images (1, C, H, W); of large images, several tiles, whose median counts. Beside the result,
-            the label map of the resized image is held in memory.
+            image itself; volumes are resized along all axes. ``"auto"`` asks the method, if it has
+            ``estimate_magnification(images) -> float`` for normalised images (1, C, H, W); of large images, several
+            tiles, whose median counts. Beside the result, the label map of the resized image is held in memory.
         blend: Whether overlapping tiles fade into one another (see `everymask.predict.blending`) instead of meeting at
             a border; for methods that give each pixel a class. None does so for all methods of semantic segmentation.
 
@@ -92,6 +96,8 @@ class Predictor:
         self.views = chosen_views(tta)
         check_views(method, self.views)
         scales = [view.scale for view in self.views]
+        if method.dimensions == 3 and overlap is not None:
+            raise InputError("the overlap of the tiles of volumes follows from the method; leave out overlap")
         if tile < 2 * method.stride:
             raise InputError(f"tile must be at least {2 * method.stride} pixels for this model, got {tile}")
         # The largest copy is no larger than a tile, the smallest has complete surroundings, too.
@@ -115,7 +121,8 @@ class Predictor:
         self.blend = isinstance(method, SemanticMethod) if blend is None else blend
         self._network = fold_batch_normalisation(copy.deepcopy(method).requires_grad_(False).eval())
         # Convolutions run faster with the channels innermost, on CPUs (measured: 1.3 to 2 times) as on tensor cores.
-        self._network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layout = channels_innermost(method.dimensions)
+        self._network.to(device=self.device, memory_format=self._layout)  # type: ignore[call-overload]
         if self.bfloat16:
             keep_weights_in_bfloat16(self._network)
         elif self.device.type == "cpu":
@@ -125,21 +132,22 @@ class Predictor:
         """The segments of an image; their categories are class indices 0..K-1.
 
         Args:
-            image: (H, W) or (H, W, C), any real number type. Any object with `shape`, `dtype` and slices that numpy
-                understands will do (`numpy.memmap`, zarr): tiles are read one by one.
+            image: (H, W) or (H, W, C), for methods of volumes (D, H, W) or (D, H, W, C), any real number type. Any
+                object with `shape`, `dtype` and slices that numpy understands will do (`numpy.memmap`, zarr): tiles are
+                read one by one.
             limits: (2,), (2, 1) or (2, C): the intensities that become 0 and 1, where they are to be the same for
                 several images; default: those of this image.
 
         Raises:
             InputError: The image has no pixels, other axes, a wrong number of channels, or values that are not finite.
         """
-        image = _checked(image)
+        image = _checked(image, self.method.dimensions)
         scale = self._limits(image, limits)
         magnified = self._magnified(image, scale)
         segments = self._segments(magnified, scale)
         if magnified is image:
             return segments
-        segments, lost = restored(segments, (int(image.shape[0]), int(image.shape[1])))
+        segments, lost = restored(segments, self._size(image))
         if lost:
             warnings.warn(
                 f"{lost} of {lost + len(segments)} objects are too small to own a pixel of the image, which was "
@@ -162,9 +170,18 @@ class Predictor:
             raise InputError(f"expected a stack (Z, H, W) or (Z, H, W, C), got an array of shape {np.shape(stack)}")
         return [self(stack[z], limits) for z in range(stack.shape[0])]
 
+    @contextlib.contextmanager
+    def unmagnified(self) -> Iterator[None]:
+        """For images that have the magnification already."""
+        before, self.magnification = self.magnification, 1.0
+        try:
+            yield
+        finally:
+            self.magnification = before
+
     def outputs(
         self, image: NDArray[Any], limits: ArrayLike | None = None
-    ) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """What the network says of an image, undecoded; to try several thresholds on.
 
         Args:
@@ -180,23 +197,27 @@ class Predictor:
         Raises:
             InputError: As for `__call__`.
         """
-        image = _checked(image)
+        image = _checked(image, self.method.dimensions)
         scale = self._limits(image, limits)
         magnified = self._magnified(image, scale)
         size, tiles = self._plan(magnified)
         if len(tiles) == 1:
             outputs = self._outputs_of_tile(magnified, tiles[0], scale, average_views)
             return {name: output.cpu() for name, output in outputs.items()}, size
-        grid, stride = self.method.grid, self.method.stride
-        height, width = (-(-length // stride) * stride // grid for length in size)
+        grids, strides = self._per_axis(self.method.depth_grid, self.method.grid), self._strides
+        sides = [
+            -(-length // stride) * stride // grid for length, stride, grid in zip(size, strides, grids, strict=True)
+        ]
         joined: dict[str, Tensor] = {}
         for tile, outputs in self._outputs_of_tiles(magnified, tiles, scale):
-            top, left = tile.origin
-            rows, columns = (slice(each.start // grid, each.stop // grid) for each in tile.core)
+            here, core = (
+                (..., *(slice(each.start // grid, each.stop // grid) for each, grid in zip(window, grids, strict=True)))
+                for window in (tile.window, tile.core)
+            )
             for name, output in outputs.items():
                 if name not in joined:
-                    joined[name] = torch.zeros(*output.shape[:2], height, width)
-                joined[name][..., top // grid :, left // grid :][..., rows, columns] = output[..., rows, columns].cpu()
+                    joined[name] = torch.zeros(*output.shape[:2], *sides)
+                joined[name][here][core] = output[core].cpu()
         return joined, size
 
     def _segments(self, image: Pixels, limits: NDArray[np.float32]) -> Segments:
@@ -216,9 +237,23 @@ class Predictor:
             )
         return segments
 
-    def _plan(self, image: Pixels) -> tuple[tuple[int, int], list[Tile]]:
-        """(H, W) of an image, and its tiles."""
-        size = (int(image.shape[0]), int(image.shape[1]))
+    def _size(self, image: Pixels) -> tuple[int, ...]:
+        """(H, W) of an image, (D, H, W) of a volume."""
+        return tuple(int(each) for each in image.shape[: self.method.dimensions])
+
+    def _per_axis(self, depth: int, other: int) -> tuple[int, ...]:
+        return (depth, other, other)[-self.method.dimensions :]
+
+    @property
+    def _strides(self) -> tuple[int, ...]:
+        return self._per_axis(self.method.depth_stride, self.method.stride)
+
+    def _plan(self, image: Pixels) -> tuple[tuple[int, ...], list[Tile]]:
+        """Size of an image, and its tiles."""
+        size = self._size(image)
+        if self.method.dimensions == 3:
+            contexts = self._per_axis(self.method.depth_context, self.method.context)
+            return size, plan_volume(size, 2 * self.tile**2, self._strides, contexts)
         return size, plan_tiles(size, self.tile, self.overlap, self.method.stride)
 
     def _limits(self, image: NDArray[Any], given: ArrayLike | None) -> NDArray[np.float32]:
@@ -229,13 +264,20 @@ class Predictor:
                 raise InputError(f"limits must have the shape (2,) or (2, channels), got {limits.shape}")
             return limits.reshape(2, -1)
         # Channels are matched on the subset, so that a colour image is never turned into grey floats as a whole.
-        step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / _SAMPLED)))
-        return self.preprocessing.limits(self.preprocessing.match_channels(np.asarray(image[::step, ::step])))
+        size = self._size(image)
+        step = max(1, int(np.sqrt(math.prod(size) / _SAMPLED)))
+        sampled = np.asarray(
+            image[(*(slice(None) for _ in size[2:]), slice(None, None, step), slice(None, None, step))]
+        )
+        return self.preprocessing.limits(self.preprocessing.match_channels(self._with_channels(sampled)))
+
+    def _with_channels(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        return pixels[..., None] if pixels.ndim == self.method.dimensions else pixels
 
     def _magnified(self, image: NDArray[Any], limits: NDArray[np.float32]) -> Pixels:
         """The image as the network is to see it; itself where nothing is to be magnified."""
         factor = self._estimated(image, limits) if self.magnification == "auto" else self.magnification
-        return image if factor == 1 else MagnifiedImage(image, factor)
+        return image if factor == 1 else MagnifiedImage(image, [factor] * self.method.dimensions)
 
     def _estimated(self, image: NDArray[Any], limits: NDArray[np.float32]) -> float:
         """What the method says of the magnification: the median over several tiles."""
@@ -247,13 +289,10 @@ class Predictor:
                 float(np.median([float(estimate(self._batch(image, tiles[i], limits))) for i in chosen]))
             )
 
-    def _decoded(self, tile: Tile, outputs: dict[str, Tensor], size: tuple[int, int]) -> Segments:
+    def _decoded(self, tile: Tile, outputs: dict[str, Tensor], size: tuple[int, ...]) -> Segments:
         """The segments of a tile; the padding of the image belongs to its last tiles."""
-        height, width = (
-            min(tile.rows.stop, size[0]) - tile.rows.start,
-            min(tile.columns.stop, size[1]) - tile.columns.start,
-        )
-        return self.method.decode(outputs, [(height, width)])[0]
+        inside = tuple(min(span.stop, length) - span.start for span, length in zip(tile.spans, size, strict=True))
+        return self.method.decode(outputs, [inside])[0]
 
     def _outputs_of_tiles(
         self, image: Pixels, tiles: list[Tile], limits: NDArray[np.float32]
@@ -281,19 +320,20 @@ class Predictor:
             if not is_out_of_memory(error):
                 raise
             on_accelerator = "" if self.device.type == "cpu" else " or take the device cpu"
-            height, width = batch.shape[-2:]
+            sides = " x ".join(str(each) for each in batch.shape[2:])
             raise InputError(
-                f"out of memory on {self.device} with tiles of {height} x {width} pixels; lower tile, now "
+                f"out of memory on {self.device} with tiles of {sides} pixels; lower tile, now "
                 f"{self.tile}{on_accelerator}"
             ) from error
 
     def _batch(self, image: Pixels, tile: Tile, limits: NDArray[np.float32]) -> Tensor:
-        """The network's input (1, C, h, w) for a tile, on the device."""
-        pixels = np.asarray(image[tile.rows.start : tile.rows.stop, tile.columns.start : tile.columns.stop])
+        """The network's input (1, C, h, w) or (1, C, d, h, w) for a tile, on the device."""
+        pixels = self._with_channels(np.asarray(image[tile.window]))
         batch = torch.from_numpy(self.preprocessing(pixels, limits))[None]
-        height, width = tile.rows.stop - tile.rows.start, tile.columns.stop - tile.columns.start
-        batch = pad_reflected(batch, bottom=height - batch.shape[-2], right=width - batch.shape[-1])
-        return batch.to(self.device, memory_format=torch.channels_last)
+        missing = [span.stop - span.start - length for span, length in zip(tile.spans, batch.shape[2:], strict=True)]
+        behind = missing[0] if len(missing) == 3 else 0
+        batch = pad_reflected(batch, bottom=missing[-2], right=missing[-1], behind=behind)
+        return batch.to(self.device, memory_format=self._layout)
 
     def _forward(self, batch: Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
@@ -321,7 +361,7 @@ def _check_purpose(method: Method, magnification: float | Literal["auto"], blend
         raise InputError(f"{name} finds objects, which are taken whole from one tile; leave out blend")
 
 
-def _checked(image: NDArray[Any]) -> NDArray[Any]:
+def _checked(image: NDArray[Any], dimensions: int) -> NDArray[Any]:
     """The image if it can be predicted; lazily read arrays stay lazy.
 
     Raises:
@@ -329,8 +369,9 @@ def _checked(image: NDArray[Any]) -> NDArray[Any]:
     """
     if not (hasattr(image, "shape") and hasattr(image, "dtype")):
         image = np.asarray(image)
-    if len(image.shape) not in (2, 3):
-        raise InputError(f"expected an image (H, W) or (H, W, C), got an array of shape {tuple(image.shape)}")
+    if len(image.shape) - dimensions not in (0, 1):
+        wanted = "an image (H, W) or (H, W, C)" if dimensions == 2 else "a volume (D, H, W) or (D, H, W, C)"
+        raise InputError(f"expected {wanted}, got an array of shape {tuple(image.shape)}")
     if 0 in image.shape:
         raise InputError(f"the image has no pixels: its shape is {tuple(image.shape)}")
     if image.dtype.kind == "b":
@@ -338,13 +379,13 @@ def _checked(image: NDArray[Any]) -> NDArray[Any]:
     if image.dtype.kind not in "uif":
         raise InputError(f"expected an image of real numbers, got {image.dtype}")
     if image.dtype.kind == "f":
-        for block in _row_blocks(image):
+        for block in _row_blocks(image, 256 if dimensions == 2 else 1):
             if not np.isfinite(block).all():
                 raise InputError("the image holds values that are not finite (NaN or infinity); replace them first")
     return image
 
 
-def _row_blocks(image: NDArray[Any], rows: int = 256) -> Iterator[NDArray[Any]]:
+def _row_blocks(image: NDArray[Any], rows: int) -> Iterator[NDArray[Any]]:
     """The image in strips, so that a memory-mapped one is never held as a whole."""
     for top in range(0, image.shape[0], rows):
         yield np.asarray(image[top : top + rows])

@@ -24,13 +24,13 @@ SAME = 0.5
 
 
 def stitch(
-    parts: Iterable[tuple[Tile, Segments]], size: tuple[int, int], classes: int, semantic: bool
+    parts: Iterable[tuple[Tile, Segments]], size: tuple[int, ...], classes: int, semantic: bool
 ) -> tuple[Segments, int]:
     """Joins the segments of tiles.
 
     Args:
         parts: Tiles, at least one, and the segments found in each, in the pixels of the tile; consumed one by one.
-        size: (H, W) of the image.
+        size: (H, W) of the image, or (D, H, W) of the volume.
         classes: Number of categories K.
         semantic: Whether every pixel has one class and there are no objects.
 
@@ -43,7 +43,8 @@ def stitch(
             if semantic:
                 stitcher = SemanticStitcher(size, classes)
             else:
-                stitcher = LabelStitcher(size) if isinstance(segments.geometry, LabelMap) else MaskStitcher(size)
+                labels = isinstance(segments.geometry, LabelMap)
+                stitcher = LabelStitcher(size) if labels else MaskStitcher((size[0], size[1]))
         stitcher.add(tile, segments)
     if stitcher is None:
         raise ValueError("there are no tiles to stitch")
@@ -60,7 +61,7 @@ class SemanticStitcher:
         classes: Number of categories K.
     """
 
-    def __init__(self, size: tuple[int, int], classes: int) -> None:
+    def __init__(self, size: tuple[int, ...], classes: int) -> None:
         self._canvas = np.zeros(size, np.int32)  # class + 1, 0 background, -1 void
         self._pixels = np.zeros(classes)
         self._score = np.zeros(classes)
@@ -68,10 +69,9 @@ class SemanticStitcher:
 
     def add(self, tile: Tile, segments: Segments) -> None:
         """Takes over the core of a tile."""
-        top, left = tile.origin
         ids = segments.label_map("last")[tile.core]
         table = np.concatenate([[VOID, 0], segments.category + 1]).astype(np.int32)
-        self._canvas[top:, left:][tile.core] = table[ids + 1]
+        self._canvas[tile.window][tile.core] = table[ids + 1]
         if segments.score is not None:
             pixels = np.bincount(ids[ids > 0], minlength=len(segments) + 1)[1:]
             np.add.at(self._pixels, segments.category, pixels)
@@ -101,17 +101,17 @@ class LabelStitcher:
     object: the one with the higher score stays. Where different objects meet, the higher score wins the pixel.
 
     Args:
-        size: (H, W) of the image.
+        size: (H, W) of the image, or (D, H, W) of the volume.
 
     Attributes:
         cut: Number of objects that an inner edge of their tile has cut off.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, ...]) -> None:
         self._canvas = np.zeros(size, np.int32)
         self._score = np.zeros(0)
         self._area = np.zeros(0, np.int64)
-        self._box = np.zeros((0, 4), np.int64)
+        self._box = np.zeros((0, 2 * len(size)), np.int64)
         self._parts: list[Segments] = []
         self.cut = 0
 
@@ -120,9 +120,8 @@ class LabelStitcher:
         from everymask.ops.labels import label_areas, label_boxes
         from everymask.ops.stitch import paste_labels
 
-        top, left = tile.origin
         ids = segments.label_map()
-        window = self._canvas[top : top + ids.shape[0], left : left + ids.shape[1]]
+        window = self._canvas[tile.window]
         core = tile.core
         window[core][(ids[core] == VOID) & (window[core] == 0)] = VOID
 
@@ -136,7 +135,7 @@ class LabelStitcher:
         self.cut += int(_reaches_inner_edge(tile, boxes[kept], self._canvas.shape).sum())
         self._score = np.concatenate([self._score, score[kept]])
         self._area = np.concatenate([self._area, areas[kept]])
-        self._box = np.concatenate([self._box, boxes[kept] + np.array([left, top, left, top])])
+        self._box = np.concatenate([self._box, boxes[kept] + np.array(tile.origin[::-1] * 2)])
         self._parts.append(_columns(segments, kept))
         paste_labels(window, numbers[ids + 1], self._score)
 
@@ -159,8 +158,8 @@ class LabelStitcher:
         keep = candidates.copy()
         keep[here[self._score[there] >= score[here]]] = False
         for index in there[keep[here]]:
-            x0, y0, x1, y1 = self._box[index]
-            erased = self._canvas[y0:y1, x0:x1]
+            low, high = self._box[index].reshape(2, -1)[:, ::-1].tolist()
+            erased = self._canvas[tuple(slice(*each) for each in zip(low, high, strict=True))]
             erased[erased == index + 1] = 0
         return keep
 
@@ -194,7 +193,7 @@ class MaskStitcher:
 
     def add(self, tile: Tile, segments: Segments) -> None:
         """Takes over the objects of a tile."""
-        top, left = tile.origin
+        top, left = tile.rows.start, tile.columns.start
         boxes = segments.boxes()
         kept = np.flatnonzero(_in_core(tile, boxes, TOLERANCE))
         boxes = boxes[kept]
@@ -202,7 +201,7 @@ class MaskStitcher:
         self._at_border.append(~_in_core(tile, boxes, -TOLERANCE))
         self._boxes.append(boxes + np.array([left, top, left, top]))
         self._parts.append(_columns(segments, kept))
-        self._geometries.append(_moved(segments[kept].geometry, self._size, tile.origin))
+        self._geometries.append(_moved(segments[kept].geometry, self._size, (top, left)))
 
     def result(self) -> Segments:
         """All objects, without those found twice, in order of tiles."""
@@ -220,21 +219,27 @@ class MaskStitcher:
 
 
 def _in_core(tile: Tile, boxes: NDArray[Any], tolerance: float) -> NDArray[np.bool_]:
-    """(N,): whether the centres of boxes (N, 4) of a tile lie in its core, widened by `tolerance` pixels."""
+    """(N,): whether the centres of boxes (N, 4) or (N, 6) of a tile lie in its core, widened by `tolerance` pixels."""
     inside = np.ones(len(boxes), bool)
-    for span, low, high in ((tile.columns, 0, 2), (tile.rows, 1, 3)):
-        centre = (boxes[:, low] + boxes[:, high]) / 2 + span.start
+    for span, (low, high) in zip(tile.spans, _sides(boxes), strict=True):
+        centre = (low + high) / 2 + span.start
         inside &= (centre >= span.core_start - tolerance) & (centre < span.core_stop + tolerance)
     return inside
 
 
 def _reaches_inner_edge(tile: Tile, boxes: NDArray[Any], size: Sequence[int]) -> NDArray[np.bool_]:
-    """(N,): whether boxes (N, 4) of a tile touch an edge of it that is no edge of the image."""
+    """(N,): whether boxes (N, 4) or (N, 6) of a tile touch an edge of it that is no edge of the image."""
     touching = np.zeros(len(boxes), bool)
-    for span, low, high, length in ((tile.columns, 0, 2, size[1]), (tile.rows, 1, 3, size[0])):
-        touching |= (boxes[:, low] <= 0) & (span.start > 0)
-        touching |= (boxes[:, high] >= span.stop - span.start) & (span.stop < length)
+    for span, (low, high), length in zip(tile.spans, _sides(boxes), size, strict=True):
+        touching |= (low <= 0) & (span.start > 0)
+        touching |= (high >= span.stop - span.start) & (span.stop < length)
     return touching
+
+
+def _sides(boxes: NDArray[Any]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Low and high ends (N,) of boxes along each axis of the image; boxes begin with the last axis."""
+    axes = boxes.shape[1] // 2
+    return [(boxes[:, axes - 1 - axis], boxes[:, 2 * axes - 1 - axis]) for axis in range(axes)]
 
 
 def _columns(segments: Segments, index: NDArray[np.int64]) -> Segments:

@@ -8,7 +8,15 @@ method's stride. An object belongs to the tile whose core holds the centre of it
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+_PLANES = 64
+"""Planes of a tile of a volume."""
+_OVERLAP = (16, 32, 32)
+"""Planes, rows and columns that tiles of a volume share beside the context on both sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,36 +31,73 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle of the (padded) image."""
+    """A box of the (padded) image or volume: a span along each axis, (rows, columns) or (planes, rows, columns)."""
 
-    rows: Span
-    columns: Span
-
-    @property
-    def origin(self) -> tuple[int, int]:
-        """Row and column of the first pixel."""
-        return self.rows.start, self.columns.start
+    spans: tuple[Span, ...]
 
     @property
-    def core(self) -> tuple[slice, slice]:
+    def rows(self) -> Span:
+        """Along the columns of the image."""
+        return self.spans[-2]
+
+    @property
+    def columns(self) -> Span:
+        """Along its rows."""
+        return self.spans[-1]
+
+    @property
+    def origin(self) -> tuple[int, ...]:
+        """Row and column (plane, row and column) of the first pixel."""
+        return tuple(span.start for span in self.spans)
+
+    @property
+    def window(self) -> tuple[slice, ...]:
+        """The tile in the pixels of the image."""
+        return tuple(slice(span.start, span.stop) for span in self.spans)
+
+    @property
+    def core(self) -> tuple[slice, ...]:
         """The core in the pixels of the tile."""
-        return (
-            slice(self.rows.core_start - self.rows.start, self.rows.core_stop - self.rows.start),
-            slice(self.columns.core_start - self.columns.start, self.columns.core_stop - self.columns.start),
-        )
+        return tuple(slice(span.core_start - span.start, span.core_stop - span.start) for span in self.spans)
 
 
-def plan_tiles(size: tuple[int, int], tile: int, overlap: int, stride: int) -> list[Tile]:
-    """Tiles of equal size that cover an image, row by row.
+def plan_tiles(
+    size: Sequence[int], tile: int | Sequence[int], overlap: int | Sequence[int], stride: int | Sequence[int]
+) -> list[Tile]:
+    """Tiles of equal size that cover an image or a volume, row by row.
 
     Args:
-        size: (H, W) of the image.
-        tile: Longest side of a tile in pixels, a multiple of `stride`; an axis that is no longer is not divided.
+        size: (H, W) or (D, H, W).
+        tile: Longest side of a tile in pixels, a multiple of `stride`; an axis that is no longer is not divided. One
+            number for all axes, or one for each, here as below.
         overlap: Pixels that neighbours share at least; at most half of `tile`.
         stride: Tiles begin and end, and cores end, at multiples of it.
     """
-    rows, columns = (_spans(length, tile, overlap, stride) for length in size)
-    return [Tile(row, column) for row in rows for column in columns]
+    tiles, overlaps, strides = (
+        [each] * len(size) if isinstance(each, int) else each for each in (tile, overlap, stride)
+    )
+    axes = [_spans(*each) for each in zip(size, tiles, overlaps, strides, strict=True)]
+    return [Tile(spans) for spans in itertools.product(*axes)]
+
+
+def plan_volume(size: Sequence[int], voxels: int, stride: Sequence[int], context: Sequence[int]) -> list[Tile]:
+    """Tiles of a volume whose number of voxels is limited.
+
+    Args:
+        size: (D, H, W).
+        voxels: Of a tile, about; the smallest tile has four times the stride along each axis.
+        stride: (planes, rows, columns) as for `plan_tiles`.
+        context: The same of the radius that outputs depend on.
+    """
+    padded = [-(-length // step) * step for length, step in zip(size, stride, strict=True)]
+    planes = min(padded[0], max(4 * stride[0], _PLANES // stride[0] * stride[0]))
+    side = max(4 * stride[1], math.isqrt(voxels // planes) // stride[1] * stride[1])
+    # Where few rows or columns are to be had, the tile may be longer along the other axis.
+    side = min(max(side, voxels // (planes * min(padded[1:])) // stride[1] * stride[1]), max(padded))
+    tile = [planes, side, side]
+    wanted = [max(each, 2 * reach + each) for each, reach in zip(_OVERLAP, context, strict=True)]
+    overlap = [min(each, length // 2) for each, length in zip(wanted, tile, strict=True)]
+    return plan_tiles(size, tile, overlap, stride)
 
 
 def _spans(length: int, tile: int, overlap: int, stride: int) -> list[Span]:

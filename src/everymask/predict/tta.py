@@ -142,7 +142,7 @@ def _outputs_of_view(method: Method, network: Network, images: Tensor, view: Vie
     expected = (copies.shape[-2] // grid, copies.shape[-1] // grid)
     outputs = network(copies)
     for name, output in outputs.items():
-        if output.ndim != 4 or tuple(output.shape[-2:]) != expected:
+        if output.ndim != images.ndim or tuple(output.shape[-2:]) != expected:
             raise InputError(
                 f"test-time augmentation needs dense outputs, but {name!r} of {type(method).__name__} has shape "
                 f"{tuple(output.shape)}; predict without it"

@@ -103,8 +103,17 @@ class Writer:
     labels: list[Path]
 
     def write(self, path: Path, name: str, image: Pixels, found: list[Segments]) -> None:
-        """Writes what is asked for of an image (H, W, C), or of the planes of a stack (Z, H, W, C)."""
+        """Writes what is asked for of an image (H, W, C), or of a stack (Z, H, W, C).
+
+        Args:
+            path: The image file.
+            name: Of the image in the results.
+            image: Its pixels.
+            found: Segments of the image, of each plane of the stack, or of the volume (Z, H, W) as a whole.
+        """
         is_stack = image.ndim == 4
+        volume = found[0] if len(found[0].size) == 3 else None
+        planes = found if volume is None else [volume.plane(z) for z in range(volume.size[0])]
         for output, place in files_of(name, self.outputs).items():
             target = self.folder / place
             if output in ("labels", "labels-png", "ome-tiff", "zarr"):
@@ -113,17 +122,19 @@ class Writer:
             elif output == "rois":
                 from everymask.formats import imagej_roi
 
-                joined = stacked(found) if is_stack else found[0]
+                joined = stacked(found) if is_stack and volume is None else found[0]
                 imagej_roi.write(self._dataset(name, joined), self.folder / "rois")
             elif output == "geojson":
-                for z, segments in enumerate(found):
+                for z, segments in enumerate(planes):
                     self._write_geojson(f"{name}_{z:04d}" if is_stack else name, segments)
-        for z, segments in enumerate(found):
+        if self.table is not None and volume is not None:
+            self.table.add(name, 0, volume, measures(volume, image))
+        for z, segments in enumerate(planes):
             plane: Pixels = image[z] if is_stack else image
             if "overlay" in self.outputs and self.overlay is not None:
                 target = self.folder / "overlays" / f"{name}{f'_{z:04d}' if is_stack else ''}.png"
                 write_image(target, self.overlay(*_reduced(plane, segments)))
-            if self.table is not None:
+            if self.table is not None and volume is None:
                 self.table.add(name, z, segments, measures(segments, plane))
             if self.coco is not None:
                 self.coco.add(f"{name.removesuffix(path.suffix)}{path.suffix}", z, segments)
@@ -133,6 +144,8 @@ class Writer:
     def _write_labels(self, output: str, target: Path, path: Path, image: Pixels, found: list[Segments]) -> None:
         is_stack = image.ndim == 4
         planes = [label_image(segments, self.semantic, self.categories) for segments in found]
+        if planes[0].ndim == 3:
+            planes = list(planes[0])
         if output == "zarr":
             write_zarr_labels(target, planes, calibration(path, image), stack=is_stack)
             return

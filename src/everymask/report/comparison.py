@@ -46,14 +46,19 @@ def worst_images(content: Table, data: Dataset, predict: Callable[[Sample], Segm
     for row in rows[:count]:
         sample = samples[str(row[0])]
         truth = sample.segments
-        if truth is None or len(truth.size) != 2:
+        if truth is None:
             continue
         try:
             image = sample.image
         except InputError:
             continue  # figures need no images, so the data set may be without
         prediction = predict(sample)
-        caption = f"{sample.name}: {content.judge} {page.cell(row[column])}"
+        place = ""
+        if len(truth.size) == 3:
+            middle = truth.size[0] // 2
+            image, truth, prediction = image[middle], truth.plane(middle), prediction.plane(middle)
+            place = f", plane {middle}"
+        caption = f"{sample.name}{place}: {content.judge} {page.cell(row[column])}"
         text = f"{len(truth)} segments annotated, {len(prediction)} predicted"
         made.append(page.picture(compared(image, truth, prediction), caption, text))
     return made

@@ -190,7 +190,7 @@ def sheet(data: Dataset, *, most: int = 12, tile: int = 360) -> NDArray[np.uint8
             continue  # a finding says so
         if image.ndim == 4:  # the middle of a volume
             middle = image.shape[0] // 2
-            image, segments = image[middle], None if segments is None else _slice(segments, middle)
+            image, segments = image[middle], None if segments is None else segments.plane(middle)
         if segments is None or segments.size != image.shape[:2]:
             pictures.append(displayed(image))
         else:
@@ -203,10 +203,6 @@ def sheet(data: Dataset, *, most: int = 12, tile: int = 360) -> NDArray[np.uint8
         raise InputError(f"{data.root}: no image can be read, so there is nothing to show")
     return contact_sheet(pictures, titles, tile=tile)
 
-
-def _slice(segments: Segments, number: int) -> Segments:
-    ids = segments.label_map("last")[number]
-    return Segments(ids.shape, segments.category, LabelMap(ids))
 
 
 def bars(counts: dict[str, int], width: int = 40) -> list[tuple[str, int, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,11 +44,19 @@ def training_preview(
     pictures: list[NDArray[np.uint8]] = []
     titles: list[str] = []
     for draw in draws:
-        image, segments = crops.cut(draw)
+        image, segments = middle_plane(*crops.cut(draw))
         pictures.append(drawn_crop(image, segments, preprocessing, categories))
         present = [categories.names[index] for index in np.unique(segments.category)]
         titles.append(f"{samples.store.data[draw.index].name}: {', '.join(present) or 'nothing'}")
     return contact_sheet(pictures, titles, columns=math.ceil(math.sqrt(count)), tile=TILE)
+
+
+def middle_plane(image: NDArray[Any], segments: Segments) -> tuple[NDArray[Any], Segments]:
+    """Of a volume (C, D, H, W) the plane in the middle with what lies in it; of an image (C, H, W) itself."""
+    if image.ndim == 3:
+        return image, segments
+    middle = image.shape[1] // 2
+    return image[:, middle], segments.plane(middle)
 
 
 def drawn_crop(

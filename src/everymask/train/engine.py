@@ -13,7 +13,7 @@ from torch import Tensor
 
 from everymask.data.loader import Batch
 from everymask.errors import InputError
-from everymask.predict.device import use_bfloat16
+from everymask.predict.device import channels_innermost, use_bfloat16
 from everymask.predict.memory import keep_freed_memory
 from everymask.train.checkpoint import (
     optimiser_tensors,
@@ -65,7 +65,8 @@ class Engine:
             share_statistics(method)
         # Convolutions are faster with the channels innermost, on CPUs as on tensor cores.
         method.to(self.device)
-        method.to(memory_format=torch.channels_last)
+        self._layout = channels_innermost(method.dimensions)
+        method.to(memory_format=self._layout)  # type: ignore[call-overload]
         self.bfloat16 = use_bfloat16(recipe.precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -103,7 +104,7 @@ class Engine:
         self.optimiser.zero_grad(set_to_none=True)
         for part in range(self.recipe.accumulate):
             images, targets = next(source)
-            images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            images = images.to(self.device, memory_format=self._layout, non_blocking=True)
             targets = {name: value.to(self.device, non_blocking=True) for name, value in targets.items()}
             self._seed(part)
             with ExitStack() as stack:

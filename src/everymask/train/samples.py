@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,13 +59,13 @@ class TrainingSamples:
         counting: Counting,
     ) -> None:
         self.method, self.recipe = method, recipe
-        unannotated = method.learns_from_unlabelled
+        kept: dict[str, Any] = {"unannotated": method.learns_from_unlabelled, "dimensions": method.dimensions}
         with counting("reading training images") as told:
-            self.store = Store(data, preprocessing, categories, budget, unannotated=unannotated)
+            self.store = Store(data, preprocessing, categories, budget, **kept)
             if not self.store.fill(told):
                 share = budget // max(1, workers)
-                self.store = Store(data, preprocessing, categories, share, unannotated=unannotated)
-        self.visits = self.store.visits(recipe.visits, recipe.crop)
+                self.store = Store(data, preprocessing, categories, share, **kept)
+        self.visits = self.store.visits(recipe.visits, recipe.sides(method.dimensions))
         self.balance: BalancedDraws | None = None
         if recipe.balance == "classes" or recipe.weigh_classes != "none":
             with counting("counting the classes") as told:
@@ -81,6 +81,7 @@ class TrainingSamples:
             self.store,
             self.method.targets,
             crop=self.recipe.crop,
+            planes=self.recipe.planes_for(self.method.dimensions),
             augmentation=augmentation_of(self.recipe),
             foreground=0.0 if self.balance else self.recipe.foreground,
             by_class=self.recipe.balance == "image",
@@ -88,8 +89,12 @@ class TrainingSamples:
         )
 
     def unchanged(self, most: int) -> Iterator[tuple[NDArray[np.float32], Segments]]:
-        """The middle of at most so many of the images (C, crop, crop), evenly spread, without augmentation."""
-        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop)
+        """The middle of at most so many of the images, evenly spread, without augmentation.
+
+        Images are (C, crop, crop), volumes (C, planes, crop, crop).
+        """
+        planes = self.recipe.planes_for(self.method.dimensions)
+        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop, planes=planes)
         count = len(self.store)
         for index in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
             yield crops.cut(Draw(index, index))

@@ -123,9 +123,15 @@ def check_fit(
         raise InputError(f"{train_data.root}: no images to train on")
     if val_data is not None and not len(val_data):
         raise InputError(f"{val_data.root}: no images to validate on; leave the validation data out to train without")
-    if recipe.crop % method.stride:
-        lower = max(method.stride, recipe.crop // method.stride * method.stride)
-        raise InputError(f"crop must be a multiple of {method.stride} for this method, got {recipe.crop}; try {lower}")
+    strides = {"crop": (recipe.crop, method.stride)}
+    if method.dimensions == 3:
+        strides["planes"] = (recipe.sides(3)[0], method.depth_stride)
+    elif recipe.planes:
+        raise InputError(f"planes {recipe.planes} is for volumes, but this method is for images; leave planes out")
+    for name, (length, stride) in strides.items():
+        if length % stride:
+            lower = max(stride, length // stride * stride)
+            raise InputError(f"{name} must be a multiple of {stride} for this method, got {length}; try {lower}")
     if method.channels != preprocessing.channels:
         raise InputError(
             f"the method takes {method.channels} channels, but the preprocessing makes {preprocessing.channels}"

@@ -74,8 +74,12 @@ class TensorBoard:
             step: Optimiser steps so far.
         """
         for number, (decoded, truth, prediction) in enumerate(shown):
-            image = self._to_unit(decoded.image, decoded.limits).transpose(1, 2, 0)
             truth = truth.with_category(self.categories.indices(truth.category))
+            image = self._to_unit(decoded.image, decoded.limits)
+            if image.ndim == 4:  # of volumes the plane in the middle
+                middle = image.shape[1] // 2
+                image, truth, prediction = image[:, middle], truth.plane(middle), prediction.plane(middle)
+            image = image.transpose(1, 2, 0)
             panels = [picture(image, each, self.categories) for each in (None, truth, prediction)]
             tag = f"image, annotation, prediction/{number}"
             self.writer.add_image(tag, np.concatenate(panels, axis=1), step, dataformats="HWC")

@@ -54,7 +54,7 @@ def tune_thresholds(
     before = dict(method.thresholds)
     was_training = method.training
     predictor = validator.predictor()
-    cache: dict[str, tuple[dict[str, Tensor], tuple[int, int]]] = {}
+    cache: dict[str, tuple[dict[str, Tensor], tuple[int, ...]]] = {}
     kept = 0
     known: dict[tuple[tuple[str, float], ...], float] = {}
 

@@ -13,6 +13,7 @@ from everymask.data.sampling import Draw
 from everymask.data.store import Decoded, Store
 from everymask.errors import InputError
 from everymask.metrics import Metric, make_metric
+from everymask.predict.device import channels_innermost, use_bfloat16
 from everymask.predict.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Validator:
         self.method, self.recipe = method, recipe
         self.preprocessing, self.categories, self.accelerator = preprocessing, categories, accelerator
         self.data = data.subset(range(accelerator.process_index, len(data), accelerator.num_processes))
-        self.store = Store(self.data, preprocessing, categories, budget)
+        self.store = Store(self.data, preprocessing, categories, budget, dimensions=method.dimensions)
         self._in_memory = self.store.fill(progress) if len(self.data) else True
         self._truths: dict[int, Segments] = {}
         self.shows = 0
@@ -128,17 +129,16 @@ class Validator:
 
     @torch.no_grad()
     def _losses(self) -> dict[str, float]:
-        from everymask.predict.device import use_bfloat16
-
         device = self.accelerator.device
         bfloat16 = use_bfloat16(self.recipe.precision, device)
-        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop)
+        planes = self.recipe.planes_for(self.method.dimensions)
+        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop, planes=planes)
         sums: dict[str, float] = {}
         count = len(self.data)
         for first in range(0, count, self.recipe.batch_size):
             draws = [Draw(index, index) for index in range(first, min(first + self.recipe.batch_size, count))]
             images, targets = collate([crops[draw] for draw in draws])
-            images = images.to(device, memory_format=torch.channels_last)
+            images = images.to(device, memory_format=channels_innermost(self.method.dimensions))
             targets = {name: value.to(device) for name, value in targets.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 terms = self.method.training_loss(images, targets)

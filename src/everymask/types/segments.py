@@ -351,6 +351,29 @@ class Segments:
             attributes={name: values[chosen] for name, values in self.attributes.items()},
         )
 
+    def plane(self, number: int) -> Segments:
+        """What lies in one plane (H, W) of a volume, numbered anew; boxes of the data set are not taken over.
+
+        Args:
+            number: Of the plane, from 0.
+
+        Raises:
+            InputError: It is no volume with a label map.
+        """
+        if not isinstance(self.geometry, LabelMap) or self.geometry.ids.ndim != 3:
+            raise InputError(f"planes are those of the label map of a volume, and this is {self!r}")
+        ids = self.geometry.ids[number]
+        present = np.bincount(ids.ravel() + 1, minlength=len(self) + 2)[2:] > 0
+        flat = Segments(
+            ids.shape,
+            self.category,
+            LabelMap(ids),
+            score=self.score,
+            crowd=self.crowd,
+            attributes=self.attributes,
+        )
+        return flat[present]
+
     def with_category(self, category: ArrayLike) -> Segments:
         """The same segments with other categories (N,)."""
         return Segments(
