@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from everymask.backbones.pyramid import Backbone
 from everymask.data.preprocessing import Preprocessing
+from everymask.data.store import LearnsFrom
 from everymask.errors import InputError
 from everymask.methods.preparation import backbone_preprocessing
 from everymask.methods.recipe import Recipe
@@ -38,6 +39,7 @@ class Method(nn.Module, ABC):
         depth_grid: Of volumes, planes per output plane.
         depth_context: Of volumes, `context` in planes.
         anisotropy: Of volumes, the distance between planes in pixels.
+        largest: Longest side of images that the network sees as a whole, however small tiles are to be; 0 for none.
         thresholds: Decision thresholds that `decode` uses; tuned on validation data and stored with the weights.
     """
 
@@ -50,6 +52,10 @@ class Method(nn.Module, ABC):
     """Whether images without annotation teach it something: in training such an image is all void."""
     ragged: ClassVar[frozenset[str]] = frozenset()
     """Names of targets whose length differs from image to image: batches hold a list of them, one tensor an image."""
+    learns_from: ClassVar[LearnsFrom] = "labels"
+    """What `targets` needs: a label map (or tags of the image), boxes, or masks that may overlap."""
+    padding: ClassVar[float | None] = None
+    """What lies beyond an image: the image itself, mirrored (None), or a value of the network's input."""
 
     classes: int
     channels: int
@@ -61,6 +67,7 @@ class Method(nn.Module, ABC):
     depth_grid: int = 1
     depth_context: int = 0
     anisotropy: float = 1.0
+    largest: int = 0
     thresholds: dict[str, float]
     class_weights: Tensor | None
     _config: dict[str, Any]
@@ -158,6 +165,10 @@ class Method(nn.Module, ABC):
         Args:
             samples: Images (C, H, W) as in training, on the network's device, with their truth.
         """
+
+    def magnification_for(self, height: int, width: int) -> float:
+        """The factor by which images of a size are resized for the network, in training and prediction."""
+        return 1.0
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Outputs for an image from those for its transformed copy; `turns` counts counter-clockwise quarter turns.

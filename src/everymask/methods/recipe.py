@@ -22,6 +22,7 @@ _NOT_NEGATIVE = (
     "blur",
     "colour",
     "patience",
+    "plain_epochs",
     "seed",
 )
 """Numbers that may be 0, which often switches something off, but not less."""
@@ -79,6 +80,10 @@ class Recipe:
         blur: Largest standard deviation in pixels of a random Gaussian blur.
         invert: Probability of inverting the image.
         colour: Largest random change of single channels, as a share of the range.
+        mosaic: Share of the crops made of four, for methods that learn from boxes or masks.
+        mixup: Share of the crops that another one is averaged with, likewise.
+        copy_paste: Share of the crops that objects of another one are laid on, for methods that learn from masks.
+        plain_epochs: Last epochs without these three.
         validate_every: Epochs between validations.
         monitor: Validation figure that picks the best checkpoint: ``loss`` or ``metric`` (the method's headline).
         patience: Validations without improvement before training stops early; 0 never stops early.
@@ -122,6 +127,10 @@ class Recipe:
     blur: float = 0.0
     invert: float = 0.0
     colour: float = 0.0
+    mosaic: float = 0.0
+    mixup: float = 0.0
+    copy_paste: float = 0.0
+    plain_epochs: int = 0
     validate_every: int = 1
     monitor: Literal["loss", "metric"] = "metric"
     patience: int = 0
@@ -148,7 +157,7 @@ class Recipe:
             raise InputError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if self.balance != "none" and not self.foreground:
             raise InputError(f"balance {self.balance} is for crops that hold an object; set foreground above 0")
-        for name in ("foreground", "invert", "ema"):
+        for name in ("foreground", "invert", "ema", "mosaic", "mixup", "copy_paste"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be in 0..1, got {getattr(self, name)}")
         for name in ("scale", "contrast", "gamma"):

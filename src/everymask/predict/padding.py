@@ -38,3 +38,10 @@ def pad_reflected(
     if left or right:
         images = images.index_select(-1, reflected_indices(width, left, right).to(images.device))
     return images
+
+
+def pad_constant(images: Tensor, bottom: int, right: int, value: float) -> Tensor:
+    """Images (..., H, W) with `value` below and on the right: (..., H + bottom, W + right)."""
+    if not bottom and not right:
+        return images
+    return torch.nn.functional.pad(images, (0, right, 0, bottom), value=value)

@@ -16,15 +16,17 @@ from everymask.errors import InputError, is_out_of_memory
 from everymask.methods.semantic.common import SemanticMethod
 from everymask.predict.averaging import from_average
 from everymask.predict.blending import blend
+from everymask.predict.box_views import segments_of_views
+from everymask.predict.checks import check_purpose, checked_image
 from everymask.predict.convolutions import keep_weights_in_bfloat16, run_pointwise_in_one_thread
 from everymask.predict.device import Precision, channels_innermost, choose_device, use_bfloat16
 from everymask.predict.folding import fold_batch_normalisation
 from everymask.predict.magnification import MagnifiedImage, check_magnification, restored
 from everymask.predict.memory import keep_freed_memory
-from everymask.predict.padding import pad_reflected
+from everymask.predict.padding import pad_constant, pad_reflected
 from everymask.predict.stitching import stitch
 from everymask.predict.tiling import Tile, plan_tiles, plan_volume
-from everymask.predict.tta import Augmentation, average_views, check_views, chosen_views, mean_of_views
+from everymask.predict.tta import VIEWS, Augmentation, average_views, check_views, chosen_views, mean_of_views
 from everymask.types import Segments, Task
 
 if TYPE_CHECKING:
@@ -69,10 +71,11 @@ class Predictor:
         overlap: Pixels that neighbouring tiles share. None takes twice the method's context and 64 pixels more, at
             least 128, but no more than half a tile. For images; of volumes it follows from the method's context.
         tta: Test-time augmentation: a name of `everymask.predict.tta.VIEWS`; True stands for ``dihedral``.
-        magnification: Factor by which the image is resized before the network sees it; the segments are those of the
-            image itself; volumes are resized along all axes. ``"auto"`` asks the method, if it has
-            ``estimate_magnification(images) -> float`` for normalised images (1, C, H, W); of large images, several
-            tiles, whose median counts. Beside the result, the label map of the resized image is held in memory.
+        magnification: Factor by which the image is resized before the network sees it, beside that of the method's
+            usual size of images (`Method.magnification_for`); the segments are those of the image itself. Volumes are
+            resized along all axes. ``"auto"`` asks the method, if it has ``estimate_magnification(images) -> float``
+            for normalised images (1, C, H, W); of large images, several tiles, whose median counts. Beside the result,
+            the label map of the resized image is held in memory.
         blend: Whether overlapping tiles fade into one another (see `everymask.predict.blending`) instead of meeting at
             a border; for methods that give each pixel a class. None does so for all methods of semantic segmentation.
 
@@ -105,7 +108,7 @@ class Predictor:
         context = math.ceil(method.context / min(scales))
         if overlap is not None and not 0 <= overlap <= tile // 2:
             raise InputError(f"overlap must be in 0..{tile // 2} (half a tile), got {overlap}; enlarge the tile")
-        _check_purpose(method, magnification, blend)
+        check_purpose(method, magnification, blend)
         if Task.CLASSIFICATION in method.tasks:
             tile = _WHOLE // method.stride * method.stride  # what an image shows is not to be told from a part of it
         self.method = method
@@ -141,11 +144,11 @@ class Predictor:
         Raises:
             InputError: The image has no pixels, other axes, a wrong number of channels, or values that are not finite.
         """
-        image = _checked(image, self.method.dimensions)
+        image = checked_image(image, self.method.dimensions)
         scale = self._limits(image, limits)
         magnified = self._magnified(image, scale)
-        segments = self._segments(magnified, scale)
-        if magnified is image:
+        segments = self._segments(magnified, scale, self._size(image))
+        if segments.size == self._size(image):
             return segments
         segments, lost = restored(segments, self._size(image))
         if lost:
@@ -197,7 +200,7 @@ class Predictor:
         Raises:
             InputError: As for `__call__`.
         """
-        image = _checked(image, self.method.dimensions)
+        image = checked_image(image, self.method.dimensions)
         scale = self._limits(image, limits)
         magnified = self._magnified(image, scale)
         size, tiles = self._plan(magnified)
@@ -220,11 +223,20 @@ class Predictor:
                 joined[name][here][core] = output[core].cpu()
         return joined, size
 
-    def _segments(self, image: Pixels, limits: NDArray[np.float32]) -> Segments:
-        """The segments of an image at the magnification of the network."""
+    def _segments(self, image: Pixels, limits: NDArray[np.float32], final: tuple[int, ...]) -> Segments:
+        """The segments of an image at the magnification of the network; of some methods already in its final size."""
         size, tiles = self._plan(image)
-        parts = self._outputs_of_tiles(image, tiles, limits)
-        found = ((tile, self._decoded(tile, outputs, size)) for tile, outputs in parts)
+        if len(tiles) == 1 and size != final and self.views == VIEWS["none"] and hasattr(self.method, "at_scale"):
+            # Masks are pasted into the image itself, and not into the resized one.
+            outputs = self._outputs_of_tile(image, tiles[0], limits, average_views)
+            at_scale: Callable[..., dict[str, Tensor]] = self.method.at_scale  # type: ignore[assignment]
+            factors = tuple(wanted / have for wanted, have in zip(final, size, strict=True))
+            return self.method.decode(at_scale(outputs, factors), [final])[0]
+        if self.method.learns_from == "labels":
+            parts = self._outputs_of_tiles(image, tiles, limits)
+            found = ((tile, self.method.decode(outputs, [_inside(tile, size)])[0]) for tile, outputs in parts)
+        else:
+            found = ((tile, self._boxes_of_tile(image, tile, limits, size)) for tile in tiles)
         if len(tiles) == 1:
             return next(found)[1]
         semantic = Task.SEMANTIC in self.method.tasks and Task.INSTANCE not in self.method.tasks
@@ -250,11 +262,11 @@ class Predictor:
 
     def _plan(self, image: Pixels) -> tuple[tuple[int, ...], list[Tile]]:
         """Size of an image, and its tiles."""
-        size = self._size(image)
+        size, stride = self._size(image), self.method.stride
         if self.method.dimensions == 3:
             contexts = self._per_axis(self.method.depth_context, self.method.context)
             return size, plan_volume(size, 2 * self.tile**2, self._strides, contexts)
-        return size, plan_tiles(size, self.tile, self.overlap, self.method.stride)
+        return size, plan_tiles(size, max(self.tile, -(-self.method.largest // stride) * stride), self.overlap, stride)
 
     def _limits(self, image: NDArray[Any], given: ArrayLike | None) -> NDArray[np.float32]:
         """The intensity limits (2, 1) or (2, C) of the whole image."""
@@ -277,6 +289,8 @@ class Predictor:
     def _magnified(self, image: NDArray[Any], limits: NDArray[np.float32]) -> Pixels:
         """The image as the network is to see it; itself where nothing is to be magnified."""
         factor = self._estimated(image, limits) if self.magnification == "auto" else self.magnification
+        height, width = self._size(image)[-2:]
+        factor *= self.method.magnification_for(height, width)
         return image if factor == 1 else MagnifiedImage(image, [factor] * self.method.dimensions)
 
     def _estimated(self, image: NDArray[Any], limits: NDArray[np.float32]) -> float:
@@ -289,10 +303,14 @@ class Predictor:
                 float(np.median([float(estimate(self._batch(image, tiles[i], limits))) for i in chosen]))
             )
 
-    def _decoded(self, tile: Tile, outputs: dict[str, Tensor], size: tuple[int, ...]) -> Segments:
-        """The segments of a tile; the padding of the image belongs to its last tiles."""
-        inside = tuple(min(span.stop, length) - span.start for span, length in zip(tile.spans, size, strict=True))
-        return self.method.decode(outputs, [inside])[0]
+    def _boxes_of_tile(self, image: Pixels, tile: Tile, limits: NDArray[np.float32], size: tuple[int, ...]) -> Segments:
+        """What a method that finds boxes finds in a tile, or in copies of it."""
+        inside = _inside(tile, size)
+        if self.views == VIEWS["none"]:
+            return self.method.decode(self._outputs_of_tile(image, tile, limits, average_views), [inside])[0]
+        batch = self._batch(image, tile, limits)
+        with self._explained_memory(batch):
+            return segments_of_views(self.method, self._forward, batch, self.views, (inside[0], inside[1]))
 
     def _outputs_of_tiles(
         self, image: Pixels, tiles: list[Tile], limits: NDArray[np.float32]
@@ -314,8 +332,18 @@ class Predictor:
     ) -> dict[str, Tensor]:
         """The outputs of a tile, averaged over the views, float32, on the device."""
         batch = self._batch(image, tile, limits)
-        try:
+        with self._explained_memory(batch):
             return average(self.method, self._forward, batch, self.views)
+
+    @contextlib.contextmanager
+    def _explained_memory(self, batch: Tensor) -> Iterator[None]:
+        """Turns running out of memory into advice.
+
+        Raises:
+            InputError: Instead.
+        """
+        try:
+            yield
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -332,7 +360,10 @@ class Predictor:
         batch = torch.from_numpy(self.preprocessing(pixels, limits))[None]
         missing = [span.stop - span.start - length for span, length in zip(tile.spans, batch.shape[2:], strict=True)]
         behind = missing[0] if len(missing) == 3 else 0
-        batch = pad_reflected(batch, bottom=missing[-2], right=missing[-1], behind=behind)
+        if self.method.padding is None:
+            batch = pad_reflected(batch, bottom=missing[-2], right=missing[-1], behind=behind)
+        else:
+            batch = pad_constant(batch, missing[-2], missing[-1], self.method.padding)
         return batch.to(self.device, memory_format=self._layout)
 
     def _forward(self, batch: Tensor) -> dict[str, Tensor]:
@@ -341,51 +372,6 @@ class Predictor:
         return {name: output.float() for name, output in outputs.items()}
 
 
-def _check_purpose(method: Method, magnification: float | Literal["auto"], blend: bool | None) -> None:
-    """Makes sure that magnification and blending are for a method like this.
-
-    Raises:
-        InputError: They are not, or the magnification is no sensible number.
-    """
-    name = type(method).__name__
-    if isinstance(magnification, str):
-        if magnification != "auto":
-            raise InputError(f"magnification must be a number or 'auto', got {magnification!r}")
-        if not hasattr(method, "estimate_magnification"):
-            raise InputError(f"{name} cannot estimate a magnification; give a number, such as 0.5")
-    else:
-        check_magnification(magnification)
-    if magnification != 1 and Task.CLASSIFICATION in method.tasks:
-        raise InputError("a classifier brings every image to one size; leave out the magnification")
-    if blend and (Task.SEMANTIC not in method.tasks or Task.INSTANCE in method.tasks):
-        raise InputError(f"{name} finds objects, which are taken whole from one tile; leave out blend")
-
-
-def _checked(image: NDArray[Any], dimensions: int) -> NDArray[Any]:
-    """The image if it can be predicted; lazily read arrays stay lazy.
-
-    Raises:
-        InputError: It has no pixels, other axes or number types, or values that are not finite.
-    """
-    if not (hasattr(image, "shape") and hasattr(image, "dtype")):
-        image = np.asarray(image)
-    if len(image.shape) - dimensions not in (0, 1):
-        wanted = "an image (H, W) or (H, W, C)" if dimensions == 2 else "a volume (D, H, W) or (D, H, W, C)"
-        raise InputError(f"expected {wanted}, got an array of shape {tuple(image.shape)}")
-    if 0 in image.shape:
-        raise InputError(f"the image has no pixels: its shape is {tuple(image.shape)}")
-    if image.dtype.kind == "b":
-        return np.asarray(image).astype(np.uint8) * np.uint8(255)
-    if image.dtype.kind not in "uif":
-        raise InputError(f"expected an image of real numbers, got {image.dtype}")
-    if image.dtype.kind == "f":
-        for block in _row_blocks(image, 256 if dimensions == 2 else 1):
-            if not np.isfinite(block).all():
-                raise InputError("the image holds values that are not finite (NaN or infinity); replace them first")
-    return image
-
-
-def _row_blocks(image: NDArray[Any], rows: int) -> Iterator[NDArray[Any]]:
-    """The image in strips, so that a memory-mapped one is never held as a whole."""
-    for top in range(0, image.shape[0], rows):
-        yield np.asarray(image[top : top + rows])
+def _inside(tile: Tile, size: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of a tile without the padding of the image, which belongs to its last tiles."""
+    return tuple(min(span.stop, length) - span.start for span, length in zip(tile.spans, size, strict=True))

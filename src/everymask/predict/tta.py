@@ -80,7 +80,8 @@ def check_views(method: Method, views: tuple[View, ...]) -> None:
             raise InputError(
                 "a classifier brings every image to one size, so that multiscale changes nothing; use mirror"
             )
-        if not isinstance(method, SemanticMethod) and not hasattr(method, "undo_scale"):
+        boxes = method.learns_from != "labels"
+        if not boxes and not isinstance(method, SemanticMethod) and not hasattr(method, "undo_scale"):
             raise InputError(
                 f"{type(method).__name__} predicts lengths in pixels, which are others at another scale, so multiscale "
                 "test-time augmentation is for semantic methods; use mirror, flips or dihedral"

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from everymask.data.loader import Batch
+from everymask.data.loader import Batch, to_device
 from everymask.errors import InputError
 from everymask.predict.device import channels_innermost, use_bfloat16
 from everymask.predict.memory import keep_freed_memory
@@ -105,7 +105,7 @@ class Engine:
         for part in range(self.recipe.accumulate):
             images, targets = next(source)
             images = images.to(self.device, memory_format=self._layout, non_blocking=True)
-            targets = {name: value.to(self.device, non_blocking=True) for name, value in targets.items()}
+            targets = to_device(targets, self.device)
             self._seed(part)
             with ExitStack() as stack:
                 if part < self.recipe.accumulate - 1:

@@ -251,11 +251,17 @@ class Trainer:
             process=engine.accelerator.process_index,
             processes=engine.accelerator.num_processes,
         )
-        crops = self.samples.crops()
+        crops = self.samples.crops(self.steps_per_epoch, engine.accelerator.num_processes)
         if len(stream):
             _ = crops[Draw(0, 0)]  # compiles the kernels once, before loader processes are forked
         every_step = engine.device.type == "cpu"  # looking at a loss costs accelerators a wait
-        source = batches(crops, stream, workers=self.workers, pin_memory=engine.device.type == "cuda")
+        source = batches(
+            crops,
+            stream,
+            workers=self.workers,
+            pin_memory=engine.device.type == "cuda",
+            ragged=self.method.ragged,
+        )
         with ExitStack() as stack:
             stack.enter_context(closing(source))
             stack.enter_context(self.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from everymask.data.augment import Augmentation
-from everymask.data.loader import Crops
+from everymask.data.loader import Crops, Mixing
 from everymask.data.sampling import BalancedDraws, Census, CropStream, Draw
 from everymask.data.store import Store
 from everymask.errors import InputError
@@ -59,7 +60,11 @@ class TrainingSamples:
         counting: Counting,
     ) -> None:
         self.method, self.recipe = method, recipe
-        kept: dict[str, Any] = {"unannotated": method.learns_from_unlabelled, "dimensions": method.dimensions}
+        kept: dict[str, Any] = {
+            "unannotated": method.learns_from_unlabelled,
+            "dimensions": method.dimensions,
+            "learns_from": method.learns_from,
+        }
         with counting("reading training images") as told:
             self.store = Store(data, preprocessing, categories, budget, **kept)
             if not self.store.fill(told):
@@ -75,8 +80,19 @@ class TrainingSamples:
             if recipe.weigh_classes != "none":
                 weigh_classes(method, census, recipe.weigh_classes)
 
-    def crops(self) -> Crops:
-        """The augmented crops with their targets."""
+    def crops(self, steps_per_epoch: int | None = None, processes: int = 1) -> Crops:
+        """The augmented crops with their targets.
+
+        Args:
+            steps_per_epoch: Tells when the last epochs begin, in which crops are not mixed any more; None for never.
+            processes: Likewise.
+        """
+        recipe = self.recipe
+        until = sys.maxsize
+        if recipe.plain_epochs and steps_per_epoch is not None:
+            steps = steps_per_epoch * max(0, recipe.epochs - recipe.plain_epochs)
+            until = steps * recipe.batch_size * recipe.accumulate * processes
+        mixing = Mixing(recipe.mosaic, recipe.mixup, recipe.copy_paste, until)
         return Crops(
             self.store,
             self.method.targets,
@@ -85,6 +101,9 @@ class TrainingSamples:
             augmentation=augmentation_of(self.recipe),
             foreground=0.0 if self.balance else self.recipe.foreground,
             by_class=self.recipe.balance == "image",
+            magnify=self.method.magnification_for,
+            fill=self.method.padding or 0.0,
+            mixing=mixing if max(recipe.mosaic, recipe.mixup, recipe.copy_paste) > 0 else None,
             seed=self.recipe.seed,
         )
 
@@ -94,7 +113,14 @@ class TrainingSamples:
         Images are (C, crop, crop), volumes (C, planes, crop, crop).
         """
         planes = self.recipe.planes_for(self.method.dimensions)
-        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop, planes=planes)
+        crops = Crops(
+            self.store,
+            self.method.targets,
+            crop=self.recipe.crop,
+            planes=planes,
+            magnify=self.method.magnification_for,
+            fill=self.method.padding or 0.0,
+        )
         count = len(self.store)
         for index in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
             yield crops.cut(Draw(index, index))

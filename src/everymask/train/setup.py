@@ -145,6 +145,13 @@ def check_fit(
                     f"{name} {getattr(recipe, name):g} is for a backbone, but this {method_name(method)} has none; "
                     f"leave {name} out, or give --backbone if the method takes one"
                 )
+    needed = {"mosaic": ("boxes", "masks"), "mixup": ("boxes", "masks"), "copy_paste": ("masks",)}
+    for name, kinds in needed.items():
+        if getattr(recipe, name) and method.learns_from not in kinds:
+            raise InputError(
+                f"{name} is for methods that learn from {' or '.join(kinds)}, and {method_name(method)} learns from "
+                f"{method.learns_from}; leave {name} out"
+            )
     if recipe.weigh_classes != "none" and "class_weights" not in method.config:
         raise InputError(
             f"{method_name(method)} has no class_weights, so its classes cannot be weighed; leave weigh_classes out"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from everymask.data.loader import Crops, collate
+from everymask.data.loader import Crops, collate, to_device
 from everymask.data.sampling import Draw
 from everymask.data.store import Decoded, Store
 from everymask.errors import InputError
@@ -58,7 +58,14 @@ class Validator:
         self.method, self.recipe = method, recipe
         self.preprocessing, self.categories, self.accelerator = preprocessing, categories, accelerator
         self.data = data.subset(range(accelerator.process_index, len(data), accelerator.num_processes))
-        self.store = Store(self.data, preprocessing, categories, budget, dimensions=method.dimensions)
+        self.store = Store(
+            self.data,
+            preprocessing,
+            categories,
+            budget,
+            dimensions=method.dimensions,
+            learns_from=method.learns_from,
+        )
         self._in_memory = self.store.fill(progress) if len(self.data) else True
         self._truths: dict[int, Segments] = {}
         self.shows = 0
@@ -132,14 +139,21 @@ class Validator:
         device = self.accelerator.device
         bfloat16 = use_bfloat16(self.recipe.precision, device)
         planes = self.recipe.planes_for(self.method.dimensions)
-        crops = Crops(self.store, self.method.targets, crop=self.recipe.crop, planes=planes)
+        crops = Crops(
+            self.store,
+            self.method.targets,
+            crop=self.recipe.crop,
+            planes=planes,
+            magnify=self.method.magnification_for,
+            fill=self.method.padding or 0.0,
+        )
         sums: dict[str, float] = {}
         count = len(self.data)
         for first in range(0, count, self.recipe.batch_size):
             draws = [Draw(index, index) for index in range(first, min(first + self.recipe.batch_size, count))]
-            images, targets = collate([crops[draw] for draw in draws])
+            images, targets = collate([crops[draw] for draw in draws], self.method.ragged)
             images = images.to(device, memory_format=channels_innermost(self.method.dimensions))
-            targets = {name: value.to(device) for name, value in targets.items()}
+            targets = to_device(targets, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 terms = self.method.training_loss(images, targets)
             for name, term in terms.items():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everymask.data.store import LearnsFrom
 from everymask.errors import InputError
 from everymask.methods.base import Method
 from everymask.methods.recipe import Recipe
@@ -25,18 +26,18 @@ class BoxMethod(Method):
     """A method that finds boxes x0, y0, x1, y1 in pixels of its input, right and bottom edge exclusive.
 
     Attributes:
-        has_masks: Whether it finds masks in the boxes, too.
-        shorter_side: Side in pixels to which the shorter side of an image is brought where the magnification is
-            ``"auto"``.
+        shorter_side: Side in pixels to which the shorter side of an image is brought; 0 leaves images as they are.
         longer_side: That the longer side must not exceed then.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION})
     metric: ClassVar[tuple[str, str]] = ("coco_boxes", "ap")
     ragged: ClassVar[frozenset[str]] = frozenset({"boxes", "classes", "crowd", "masks"})
-    has_masks: ClassVar[bool] = False
-    shorter_side: ClassVar[int] = 800
-    longer_side: ClassVar[int] = 1333
+    learns_from: ClassVar[LearnsFrom] = "boxes"
+    padding: ClassVar[float | None] = 0.0
+
+    shorter_side: int = 0
+    longer_side: int = 0
 
     @classmethod
     def recipe(cls) -> Recipe:
@@ -60,7 +61,27 @@ class BoxMethod(Method):
 
     def magnification_for(self, height: int, width: int) -> float:
         """The factor by which an image is resized for the network (Ren et al. 2015, sec. 3.3; torchvision's rule)."""
+        if not self.shorter_side:
+            return 1.0
         return min(self.shorter_side / min(height, width), self.longer_side / max(height, width))
+
+    def resize_to(self, shorter_side: int, longer_side: int) -> None:
+        """Sets the usual size of images; 0, 0 for none.
+
+        Raises:
+            InputError: The longer side is shorter, or one of both is missing.
+        """
+        if not 0 <= shorter_side <= longer_side or (shorter_side == 0) != (longer_side == 0):
+            raise InputError(
+                "shorter_side and longer_side are the sides in pixels that images are resized to, both 0 for images as "
+                f"they are, got {shorter_side} and {longer_side}"
+            )
+        self.shorter_side, self.longer_side, self.largest = shorter_side, longer_side, longer_side
+
+    def at_scale(self, outputs: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
+        """Outputs for an image whose sides are `factors` (y, x) times those of the one that the network saw."""
+        by = outputs["boxes"].new_tensor([factors[1], factors[0]] * 2)
+        return {**outputs, "boxes": outputs["boxes"] * by}
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """``boxes`` (N, 4) float32, ``classes`` (N,) int64, ``crowd`` (N,) bool, perhaps ``masks`` (N, H, W) bool.
@@ -72,7 +93,8 @@ class BoxMethod(Method):
         """
         if not segments.has_boxes:
             raise InputError("the annotation has neither boxes nor masks, which this method learns from")
-        if self.has_masks and segments.geometry is None and len(segments):
+        masks = self.learns_from == "masks"
+        if masks and segments.geometry is None and len(segments):
             raise InputError(
                 "the annotation has boxes but no masks; train a method that finds boxes, such as faster_rcnn, or add "
                 "masks"
@@ -82,7 +104,7 @@ class BoxMethod(Method):
             "classes": torch.from_numpy(segments.category.copy()),
             "crowd": torch.from_numpy(segments.crowd.copy()),
         }
-        if self.has_masks:
+        if masks:
             none = np.zeros((0, *segments.size), np.bool_)
             targets["masks"] = torch.from_numpy(segments.masks() if len(segments) else none)
         return targets
@@ -102,7 +124,7 @@ class BoxMethod(Method):
             masks = outputs["masks"][image, kept].float().sigmoid().cpu().numpy() if "masks" in outputs else None
             boxes = outputs["boxes"][image, kept].float().cpu().numpy()
             classes = outputs["classes"][image, kept].round().to(torch.int64).cpu().numpy()
-            found.append(segments_of_boxes(size, boxes, score[kept].cpu().numpy(), classes, masks))
+            found.append(segments_of_boxes((size[0], size[1]), boxes, score[kept].cpu().numpy(), classes, masks))
         return found
 
 

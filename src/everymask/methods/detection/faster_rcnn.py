@@ -58,6 +58,9 @@ class FasterRCNN(BoxMethod):
         overlap: IoU from which the less probable of two boxes of a class is suppressed.
         least_score: Detections of lower probability are never looked at.
         detections: Of an image at most.
+        shorter_side: Pixels to which the shorter side of images is brought, 800 in the published networks; 0 leaves
+            images as they are.
+        longer_side: Pixels that the longer side must not exceed then; 1333 in the published networks.
     """
 
     logit_layers: ClassVar[tuple[str, ...]] = ("box_predictor",)
@@ -78,6 +81,8 @@ class FasterRCNN(BoxMethod):
         overlap: float = 0.5,
         least_score: float = 0.05,
         detections: int = 100,
+        shorter_side: int = 0,
+        longer_side: int = 0,
     ) -> None:
         super().__init__()
         if classes < 1 or min(width, hidden, proposals, samples, detections) < 1:
@@ -87,6 +92,7 @@ class FasterRCNN(BoxMethod):
             )
         if len(anchor_sizes) != len(_STRIDES) + 1:
             raise InputError(f"anchor_sizes: the pyramid has {len(_STRIDES) + 1} levels, got {len(anchor_sizes)} sizes")
+        self.resize_to(shorter_side, longer_side)
         self.classes, self.channels = classes, channels
         self.samples, self.overlap, self.least_score, self.detections = samples, overlap, least_score, detections
         self.thresholds = {"score": least_score}

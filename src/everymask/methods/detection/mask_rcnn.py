@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from everymask.data.store import LearnsFrom
 from everymask.layers.roi_heads import Detections, MaskHead, PyramidRoIAlign, Samples, mask_loss, mask_targets
 from everymask.methods.detection.faster_rcnn import FasterRCNN, Norm, Variant
 from everymask.types import Task
@@ -42,7 +43,7 @@ class MaskRCNN(FasterRCNN):
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION, Task.INSTANCE})
     metric: ClassVar[tuple[str, str]] = ("coco_masks", "ap")
-    has_masks: ClassVar[bool] = True
+    learns_from: ClassVar[LearnsFrom] = "masks"
     logit_layers: ClassVar[tuple[str, ...]] = ("box_predictor", "mask_head.logits")
 
     def __init__(
@@ -61,6 +62,8 @@ class MaskRCNN(FasterRCNN):
         overlap: float = 0.5,
         least_score: float = 0.05,
         detections: int = 100,
+        shorter_side: int = 0,
+        longer_side: int = 0,
     ) -> None:
         super().__init__(
             classes,
@@ -77,6 +80,8 @@ class MaskRCNN(FasterRCNN):
             overlap,
             least_score,
             detections,
+            shorter_side,
+            longer_side,
         )
         self.mask_pool = PyramidRoIAlign(self.backbone.reductions, 14)
         self.mask_head = MaskHead(width, classes, norm=variant == "v2")
