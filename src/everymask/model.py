@@ -107,7 +107,7 @@ class Model:
         """Fills the whole network with weights of this or of another program, before training.
 
         Args:
-            source: A file (.safetensors, .pth); the method's options must be those of the network that it is from.
+            source: A file (.safetensors, .pth, of StarDist .h5); the method's options must be those of the network that it is from.
             new_logits: Leave out the layers that give the classes.
 
         Raises:
