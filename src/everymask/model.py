@@ -16,7 +16,7 @@ from everymask.methods import method_class
 from everymask.methods.base import Method
 from everymask.metrics.evaluate import Evaluation, evaluate, ids_in_data
 from everymask.types import Categories, Category, Dataset, Sample, Segments, Task
-from everymask.weights import find_model, load_model, save_model
+from everymask.weights import load_any, load_model, save_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,13 +73,23 @@ class Model:
         self._predictor: tuple[tuple[Any, ...], Predictor] | None = None
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Self:
-        """A bundled model by name, or a model file.
+    def load(
+        cls,
+        name_or_path: str | Path,
+        weights: str | Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """A model by name, bundled or published by others (downloaded once), or a model file.
+
+        Args:
+            name_or_path: `everymask models` lists the names.
+            weights: Of a published model: the file of its weights, instead of downloading them.
+            progress: Of a download; called with the bytes that are there and all bytes.
 
         Raises:
             InputError: It does not exist, or is no model file of this package.
         """
-        loaded = load_model(find_model(name_or_path))
+        loaded = load_any(name_or_path, weights, progress)
         model = cls(loaded.method, loaded.categories, preprocessing=loaded.preprocessing)
         model.metadata = loaded.metadata
         return model
@@ -107,7 +117,8 @@ class Model:
         """Fills the whole network with weights of this or of another program, before training.
 
         Args:
-            source: A file (.safetensors, .pth, of StarDist .h5); the method's options must be those of the network that it is from.
+            source: A file (.safetensors, .pth, .onnx of YOLOX, .h5 of StarDist); the method's options must be those of
+                the network that it is from.
             new_logits: Leave out the layers that give the classes.
 
         Raises:
@@ -180,8 +191,8 @@ class Model:
             diameter: Instead of it, the size of the objects in pixels, for methods that know theirs.
             limits: Intensity limits from `Preprocessing.limits`, to treat several images alike.
             device: Such as ``"cuda"``; default: the fastest there is.
-            stacks: How a method of images predicts volumes: ``"joined"`` finds objects in each plane and joins those that
-                lie on each other, ``"views"`` (Cellpose) sees the volume from three sides.
+            stacks: How a method of images predicts volumes: ``"joined"`` finds objects in each plane and joins those
+                that lie on each other, ``"views"`` (Cellpose) sees the volume from three sides.
             anisotropy: Of such a volume, the distance between planes in pixels, for ``"views"``.
         """
         from everymask.predict.volumes import check_stacks, predict_volume

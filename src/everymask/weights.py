@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from everymask.downloads import Published, fetched
 from everymask.errors import InputError, unknown_name
 from everymask.files import atomic_write
 
@@ -44,6 +45,21 @@ MODELS = {
     ),
 }
 """Name -> file of the bundled weights."""
+
+PUBLISHED = {
+    "yolox_nano": Published(
+        url="https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/yolox_nano.onnx",
+        sha256="695e750a5d5754bb5a8d5325643b59282191a7e7a564e435a415fd3c578eab14",
+        size=3_660_092,
+        licence="Apache-2.0",
+        title="80 kinds of things in photographs (COCO), boxes; the smallest YOLOX",
+        method="yolo",
+        options={"variant": "nano"},
+        categories="coco",
+        source="https://github.com/Megvii-BaseDetection/YOLOX",
+    ),
+}
+"""Name -> weights that are downloaded when they are first asked for."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +206,41 @@ def load_model(path: Path | str) -> Loaded:
     return Loaded(method.eval(), categories, preprocessing, metadata)
 
 
+def load_any(
+    name_or_path: str | Path,
+    weights: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Loaded:
+    """A model by its name or file; published ones are downloaded once.
+
+    Args:
+        name_or_path: A name of `MODELS` or `PUBLISHED`, or a model file.
+        weights: Of a published model: the file of its weights, instead of downloading them.
+        progress: Of a download; called with the bytes that are there and all bytes.
+
+    Raises:
+        InputError: It does not exist, cannot be downloaded or does not fit; or `weights` are given for another model.
+    """
+    from everymask.formats.coco_stuff_classes import thing_categories
+    from everymask.methods import method_class
+    from everymask.methods.foreign import load_foreign
+
+    published = PUBLISHED.get(str(name_or_path))
+    if published is None:
+        if weights is not None:
+            raise InputError(
+                f"weights are for a published model ({', '.join(PUBLISHED)}), and {name_or_path} has its own; leave "
+                "them out"
+            )
+        return load_model(find_model(name_or_path))
+    path = Path(weights) if weights is not None else fetched(str(name_or_path), published, progress)
+    categories = thing_categories()
+    method = method_class(published.method)(classes=len(categories), **published.options)
+    load_foreign(method, path)
+    about = {"licence": published.licence, "source": published.source, "url": published.url, "file": str(path)}
+    return Loaded(method.eval(), categories, method.preprocessing_of(), about)
+
+
 def load_strictly(method: Method, tensors: Mapping[str, Any], origin: str) -> None:
     """Copies `tensors` into `method`; every parameter and buffer must be there, and nothing else.
 
@@ -227,7 +278,17 @@ def find_model(name_or_path: str | Path) -> Path:
         return path
     if path.suffix or len(path.parts) > 1:
         raise InputError(f"{path}: no such model file; `everymask models` lists the names that are known")
-    raise unknown_name("model", text, MODELS)
+    raise unknown_name("model", text, [*MODELS, *PUBLISHED])
+
+
+def check_model(name_or_path: str | Path) -> None:
+    """Makes sure that a model is there or can be had, without reading it.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if str(name_or_path) not in PUBLISHED:
+        find_model(name_or_path)
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -58,8 +58,8 @@ def command(
         tta: Average over copies of each image: dihedral (eight flips and turns; also without a name), flips, mirror, or
             multiscale (three scales, mirrored) for semantic methods.
         tile: Side in pixels of the tiles in which larger images are predicted.
-        stacks: How a model of images predicts volumes: plane by plane, objects joined where they overlap, or views (seen
-            from three sides; Cellpose).
+        stacks: How a model of images predicts volumes: joined (plane by plane, objects joined where they overlap) or
+            views (seen from three sides; Cellpose).
         anisotropy: Distance between planes in pixels, for --stacks views.
         out: A .json file for the figures, or a folder for a report with plots, tables and the worst images.
     """

@@ -25,6 +25,7 @@ EXAMPLES = """\
   everymask predict 'plate1/*.tif' --model runs/nuclei/model.safetensors --out results/ --tta
   everymask predict street/ --model runs/camvid/model.safetensors --out results/ --tta multiscale
   everymask predict slide.tif --model nuclei --out results/ --format rois --magnify 0.5 --no-overlay
+  everymask predict street.jpg --model yolox_nano --out results/ --format coco
   everymask predict stack.tif --model runs/nuclei/model.safetensors --out results/ --stacks joined
   everymask predict slide.zarr --model nuclei --out results/ --format zarr"""
 
@@ -46,7 +47,9 @@ def command(
     *,
     model: str,
     out: Path,
-    format: Literal["labels", "png", "ome-tiff", "zarr", "coco", "rois", "geojson"] = "labels",
+    weights: Path | None = None,
+    format: Literal["labels", "png", "ome-tiff", "zarr", "coco", "rois", "geojson"] | None = None,
+    score: float = 0.3,
     overlay: bool = True,
     tta: bool | Literal["mirror", "flips", "dihedral", "multiscale"] = False,
     magnify: float | Literal["auto"] = 1.0,
@@ -65,10 +68,14 @@ def command(
 
     Args:
         images: Images, folders of images, patterns such as 'plate1/*.tif', or Zarr folders, which are read in pieces.
-        model: Name that `everymask models` lists, or a model file.
+        model: Name that `everymask models` lists, or a model file. Models published by others are downloaded once.
         out: Folder for the results.
-        format: labels (TIFF with the number of each object), png (the same as PNG), ome-tiff (with the size of a
-            pixel), zarr (OME-Zarr), coco (one JSON file), rois (zip for the ROI Manager of Fiji) or geojson (QuPath).
+        weights: For a model published by others, a file of its weights that is there already, so that none is
+            downloaded.
+        format: labels (TIFF with the number of each object; the default), png (the same as PNG), ome-tiff (with the
+            size of a pixel), zarr (OME-Zarr), coco (one JSON file; the default for models that find boxes), rois (zip
+            for the ROI Manager of Fiji) or geojson (QuPath).
+        score: Of models that find boxes, objects of lower scores are left out.
         overlay: Write pictures with the contours over the image.
         tta: Average over copies of each image: slower, a little more accurate. dihedral (eight flips and turns; also
             without a name), flips, mirror, or multiscale (three scales, mirrored) for semantic methods.
@@ -83,11 +90,11 @@ def command(
     """
     from everymask.cli.output import Output
     from everymask.predict.inputs import find_inputs
-    from everymask.weights import find_model
+    from everymask.weights import check_model
 
     output = Output(common)
     files = find_inputs(images, recursive=recursive)
-    find_model(model)  # told before the seconds that importing torch takes
+    check_model(model)  # told before the seconds that importing torch takes
 
     from everymask.model import Model
     from everymask.predict.files import predict_files
@@ -95,20 +102,26 @@ def command(
     from everymask.report.overlay import draw_overlay, suggested_magnification
     from everymask.types import Task
 
-    loaded = Model.load(model)
+    with output.progress(f"downloading {model}") as told:
+        loaded = Model.load(model, weights, told)
     options: dict[str, Any] = {"tile": tile, "tta": tta, "magnification": magnify, "diameter": diameter}
     # A wrong option is told once, not for each image.
     check_stacks(loaded.predictor(**options), stacks, anisotropy)
 
+    boxes = Task.DETECTION in loaded.tasks
+
     def predict(image: NDArray[Any]) -> Segments:
-        return loaded.predict(image, stacks=stacks, anisotropy=anisotropy, **options)
+        found = loaded.predict(image, stacks=stacks, anisotropy=anisotropy, **options)
+        return found if found.score is None or not boxes else found[found.score >= score]
 
     def drawn(image: NDArray[Any], segments: Segments) -> NDArray[np.uint8]:
         magnify = suggested_magnification(segments.size)
         return draw_overlay(image, segments, categories=loaded.categories, magnify=magnify)
 
     classifies = Task.CLASSIFICATION in loaded.tasks
-    if classifies and format != "labels":
+    if format is None:
+        format = "coco" if loaded.tasks == {Task.DETECTION} else "labels"
+    elif classifies:
         raise InputError(f"{model} is a classifier, which finds no objects to write as {format}; leave out --format")
     outputs: list[FileOutput] = [FORMATS[format][0], "csv", *(["overlay"] if overlay else [])]  # type: ignore[list-item]
     with output.progress("predicting") as progress, _told_once(output):

@@ -105,9 +105,9 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             tensorboard: Write event files for TensorBoard into the folder tensorboard of the output folder, with a few
                 validation images.
             channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
-            weights: File with the weights of the whole network to start from (.safetensors, .pth, of StarDist .h5): of this
-                program, or of the official one of the method, torchvision, timm or segmentation_models_pytorch, made
-                with the same options.
+            weights: File with the weights of the whole network to start from (.safetensors, .pth, .onnx of YOLOX, .h5
+                of StarDist): of this program, or of the official one of the method, torchvision, timm or
+                segmentation_models_pytorch, made with the same options.
             new_logits: Leave out the layers of --weights that give the classes, which are other ones there.
             backbone_weights: For methods with a backbone: a file of weights for it (.safetensors, .pth), or pretrained
                 for those that timm publishes (downloaded once). Without it training starts from random weights.

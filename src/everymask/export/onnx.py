@@ -38,8 +38,8 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
     """Writes the network as ONNX with free batch size, height and width, and compares it with the original.
 
     The file takes ``images`` (B, C, H, W) float32 after preprocessing, H and W multiples of ``method.stride``, and
-    gives the outputs of ``method.forward`` by name; decoding is not part of it. Of methods of volumes they are (B, C, D,
-    H, W), D a multiple of ``method.depth_stride``.
+    gives the outputs of ``method.forward`` by name; decoding is not part of it. For methods of volumes it takes
+    (B, C, D, H, W), D a multiple of ``method.depth_stride``.
 
     Args:
         method: The trained method.

@@ -24,6 +24,7 @@ METHODS = {
     "deeplabv3": "everymask.methods.semantic.deeplabv3:DeepLabV3",
     "deeplabv3plus": "everymask.methods.semantic.deeplabv3plus:DeepLabV3Plus",
     "pspnet": "everymask.methods.semantic.pspnet:PSPNet",
+    "yolo": "everymask.methods.detection.yolo:YOLO",
     "faster_rcnn": "everymask.methods.detection.faster_rcnn:FasterRCNN",
     "mask_rcnn": "everymask.methods.detection.mask_rcnn:MaskRCNN",
     "classifier": "everymask.methods.classify.classifier:Classifier",

@@ -56,6 +56,8 @@ class Method(nn.Module, ABC):
     """What `targets` needs: a label map (or tags of the image), boxes, or masks that may overlap."""
     padding: ClassVar[float | None] = None
     """What lies beyond an image: the image itself, mirrored (None), or a value of the network's input."""
+    antialias: ClassVar[bool] = True
+    """Whether images are smoothed when they are reduced for prediction; some published weights expect them not to be."""
 
     classes: int
     channels: int
@@ -165,6 +167,9 @@ class Method(nn.Module, ABC):
         Args:
             samples: Images (C, H, W) as in training, on the network's device, with their truth.
         """
+
+    def begin_plain_epochs(self) -> None:
+        """Told by the trainer when the last epochs begin, whose crops are not made of several others."""
 
     def magnification_for(self, height: int, width: int) -> float:
         """The factor by which images of a size are resized for the network, in training and prediction."""

@@ -18,6 +18,8 @@ from everymask.backbones.weights import PREFIXES, read_state
 from everymask.errors import InputError
 from everymask.methods.base import Method
 from everymask.methods.keras import SUFFIXES, read_keras
+from everymask.methods.onnx_weights import SUFFIX as ONNX
+from everymask.methods.onnx_weights import read_onnx
 
 State = Mapping[str, Tensor]
 
@@ -27,7 +29,7 @@ def load_foreign(method: Method, source: Path | str | State, *, new_logits: bool
 
     Args:
         method: With the options that the other network was made with; changed in place.
-        source: A file (.safetensors, a state dict saved by torch, .h5 of Keras), or the tensors by name.
+        source: A file (.safetensors, a state dict saved by torch, .h5 of Keras, .onnx), or the tensors by name.
         new_logits: Leave out the layers that give the logits: for other classes than the weights were trained for.
 
     Raises:
@@ -40,7 +42,10 @@ def load_foreign(method: Method, source: Path | str | State, *, new_logits: bool
     else:
         path, origin = Path(source), str(source)
         keras = path.suffix.lower() in SUFFIXES
-        state = read_keras(path) if keras else read_state(path)
+        if path.suffix.lower() == ONNX:
+            state = read_onnx(path)
+        else:
+            state = read_keras(path) if keras else read_state(path)
         read_beside = getattr(method, "read_beside", None)
         if keras and read_beside is not None:
             thresholds = read_beside(path)

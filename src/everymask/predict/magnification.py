@@ -68,14 +68,16 @@ class MagnifiedImage:
         image: Any array that is read by slices, such as `numpy.memmap`: (H, W), (H, W, C) or (D, H, W, C).
         factor: Magnification of all axes of the image, or one for each of the first axes, such as (z, y, x) of a
             volume; sides are rounded to whole pixels.
+        smooth: Take the mean where it is reduced; else interpolate between two pixels as well, as programs do whose
+            weights expect that.
 
     Attributes:
         shape: Of the resized image.
         dtype: float32, with the intensities of the image.
     """
 
-    def __init__(self, image: NDArray[Any], factor: float | Sequence[float]) -> None:
-        self._image = image
+    def __init__(self, image: NDArray[Any], factor: float | Sequence[float], smooth: bool = True) -> None:
+        self._image, self._smooth = image, smooth
         factors = [factor] * max(2, len(image.shape) - 1) if isinstance(factor, float | int) else factor
         sides = image.shape[: len(factors)]
         self._axes = len(factors)
@@ -86,7 +88,7 @@ class MagnifiedImage:
     def __getitem__(self, window: tuple[slice, ...]) -> NDArray[np.float32]:
         """The pixels of a window, a slice with step 1 for each axis that is resized."""
         taps = [
-            _taps(*each.indices(length)[:2], length, source)
+            _taps(*each.indices(length)[:2], length, source, self._smooth)
             for each, length, source in zip(window, self.shape, self._image.shape, strict=False)
         ]
         needed = tuple(
@@ -98,10 +100,12 @@ class MagnifiedImage:
         return found
 
 
-def _taps(start: int, stop: int, length: int, source: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _taps(
+    start: int, stop: int, length: int, source: int, smooth: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each pixel start..stop of an axis resized from `source` to `length` pixels: pixels (n, T) and weights."""
     scale = source / length
-    radius = max(1.0, scale)
+    radius = max(1.0, scale) if smooth else 1.0
     middles = (np.arange(start, stop) + 0.5) * scale - 0.5
     first = np.ceil(middles - radius).astype(np.int64)
     places = first[:, None] + np.arange(math.floor(2 * radius) + 1)

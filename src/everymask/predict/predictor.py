@@ -291,7 +291,7 @@ class Predictor:
         factor = self._estimated(image, limits) if self.magnification == "auto" else self.magnification
         height, width = self._size(image)[-2:]
         factor *= self.method.magnification_for(height, width)
-        return image if factor == 1 else MagnifiedImage(image, [factor] * self.method.dimensions)
+        return image if factor == 1 else MagnifiedImage(image, [factor] * self.method.dimensions, self.method.antialias)
 
     def _estimated(self, image: NDArray[Any], limits: NDArray[np.float32]) -> float:
         """What the method says of the magnification: the median over several tiles."""

@@ -270,7 +270,11 @@ class Trainer:
             engine.objective.train()
             clock = Clock(self.state.seconds)
             saved = time.monotonic()
+            plain = self.steps_per_epoch * max(0, recipe.epochs - recipe.plain_epochs) if recipe.plain_epochs else None
             while engine.steps < self.total_steps and not self.stopped_early:
+                if plain is not None and engine.steps >= plain:
+                    self.method.begin_plain_epochs()
+                    plain = None
                 norm = engine.step(source, self.schedule.rate(engine.steps))
                 clock.count(engine.crops_per_step)
                 self.state.seconds = clock.seconds()

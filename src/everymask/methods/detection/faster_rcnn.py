@@ -63,6 +63,7 @@ class FasterRCNN(BoxMethod):
         longer_side: Pixels that the longer side must not exceed then; 1333 in the published networks.
     """
 
+    antialias: ClassVar[bool] = False
     logit_layers: ClassVar[tuple[str, ...]] = ("box_predictor",)
 
     def __init__(
