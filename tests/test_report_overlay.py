@@ -266,3 +266,21 @@ def test_png_round_trip_and_unwritable_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write"):
         save_png(tmp_path / "file" / "a.png", picture)
     assert sorted(each.name for each in tmp_path.rglob("*")) == ["a.png", "file", "new"]
+
+
+def test_boxes_bear_the_names_of_their_classes():
+    from everymask.types import Categories, Segments
+
+    image = np.full((120, 160, 3), 128, np.uint8)
+    boxes = Segments((120, 160), [1, 2], None, score=[0.9, 0.4], box=[[20, 40, 80, 100], [90, 2, 158, 60]])
+    several, single = Categories(["tram", "bus"]), Categories(["tram"])
+    named = draw_overlay(image, boxes, categories=several)
+    plain = draw_overlay(image, boxes)
+    assert np.array_equal(draw_overlay(image, boxes[:1], categories=single), draw_overlay(image, boxes[:1]))
+    changed = np.argwhere((named != plain).any(-1))
+    above = changed[changed[:, 1] < 85]
+    assert above[:, 0].max() <= 40  # above the first box
+    assert len(above) > 100
+    inside = changed[changed[:, 1] > 85]
+    assert inside[:, 0].min() >= 2  # there is no room above the second one
+    assert len(inside) > 100

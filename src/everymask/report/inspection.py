@@ -204,7 +204,6 @@ def sheet(data: Dataset, *, most: int = 12, tile: int = 360) -> NDArray[np.uint8
     return contact_sheet(pictures, titles, tile=tile)
 
 
-
 def bars(counts: dict[str, int], width: int = 40) -> list[tuple[str, int, str]]:
     """Rows of a histogram: the label, the count, and a bar of text.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from everymask.errors import InputError
+from everymask.report.captions import captioned
 from everymask.report.colours import contrasting_palette, distinct_choice, vivid_colours
 from everymask.report.picture import displayed, resized
 from everymask.types import LabelMap, Segments
@@ -34,7 +35,7 @@ def draw_overlay(
     """The image in a sensible display range with a contour and a faint fill for each segment.
 
     Neighbouring objects never share a colour, and the colours are chosen to stand out from this image. Where segments
-    overlap, smaller ones lie on top.
+    overlap, smaller ones lie on top. Boxes bear the names of their classes where there are several.
 
     Args:
         image: (H, W) or (H, W, C), any number type.
@@ -77,7 +78,16 @@ def draw_overlay(
     contour = ids > 0 if boxes_only else label_boundaries(ids, thickness)
     if colours is None:
         colours = _colours(picture, ids, contour, segments, categories, colour_by)
-    return paint(picture, ids, contour, colours, 0.0 if boxes_only else fill)
+    painted = paint(picture, ids, contour, colours, 0.0 if boxes_only else fill)
+    if not boxes_only or categories is None or len(categories) == 1:
+        return painted
+    names = [categories.by_id(int(each)).name for each in segments.category]
+    texts = (
+        names
+        if segments.score is None
+        else [f"{name} {score:.2f}" for name, score in zip(names, segments.score, strict=True)]
+    )
+    return captioned(painted, magnify * segments.boxes(), texts, colours)
 
 
 def suggested_magnification(size: tuple[int, ...], target: int = 1024) -> int:
