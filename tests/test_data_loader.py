@@ -238,3 +238,14 @@ def test_scale_normalisation_of_a_colour_image_made_grey():
     """The range is that of the file's number type, whatever the conversion to grey computes in."""
     image = np.full((4, 4, 3), 255, np.uint8)
     np.testing.assert_allclose(Preprocessing(channels=1, normalise="scale")(image), 1.0)
+
+
+def test_grey_images_get_an_empty_second_channel_where_channels_mean_different_things():
+    grey = np.random.default_rng(0).integers(0, 255, (8, 9, 1)).astype(np.uint8)
+    two = Preprocessing(channels=2, per_channel=True, missing="empty")
+    matched = two.match_channels(grey)
+    assert np.array_equal(matched[..., 0], grey[..., 0])
+    assert not matched[..., 1].any()
+    assert np.isfinite(two(grey)).all()
+    with pytest.raises(InputError, match="has 1 channels, but the model takes 2"):
+        Preprocessing(channels=2).match_channels(grey)

@@ -39,6 +39,55 @@ def test_the_receptive_field_is_what_it_says() -> None:
     assert network.radius - 8 <= reached <= network.radius
 
 
+@pytest.mark.parametrize("flat", [0, 1, 3])
+def test_outputs_of_volumes_are_at_full_resolution(flat: int) -> None:
+    network = BranchedERFNet(2, (6, 1), base=4, repeats=1, dimensions=3, flat=flat).eval()
+    assert (network.stride, network.depth_stride) == (8, 2 ** (3 - flat))
+    first, second = network(torch.rand(2, 2, network.depth_stride, 16, 24))
+    assert first.shape == (2, 6, network.depth_stride, 16, 24)
+    assert second.shape == (2, 1, network.depth_stride, 16, 24)
+
+
+def test_the_receptive_field_in_volumes_is_what_it_says() -> None:
+    torch.manual_seed(0)  # in lines, whose other axes are as short as they can be
+    for flat in (0, 2):
+        network = BranchedERFNet(1, (1,), base=2, repeats=1, dimensions=3, flat=flat).double().eval()
+        for parameter in network.parameters():
+            torch.nn.init.uniform_(parameter, 0.01, 0.1)
+        for axis, radius, stride in ((2, network.depth_radius, network.depth_stride), (4, network.radius, 8)):
+            size = [1, 1, network.depth_stride, 8, 8]
+            size[axis] = 2 * radius + 4 * stride + -(2 * radius + 4 * stride) % (2 * stride)
+            reached = 0
+            for place in (size[axis] // 2, size[axis] // 2 + stride - 1):
+                volume = torch.rand(*size, dtype=torch.double, requires_grad=True)
+                network(volume)[0].select(axis, place).sum().backward()
+                assert volume.grad is not None
+                seen = torch.nonzero(volume.grad.abs().sum([each for each in range(5) if each != axis]))[:, 0]
+                reached = max(reached, int((seen - place).abs().max()))
+            assert radius - 8 <= reached <= radius
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_factorised_block_of_volumes_is_two_convolutions_of_rank_one_kernels(dilation: int) -> None:
+    torch.manual_seed(0)
+    block = FactorizedResidual(1, dilation, dimensions=3).eval()
+    volume = torch.rand(1, 1, 7, 9, 10)
+    inner = volume
+    for across, column, row, step in (
+        (block.first_across[0], block.first_column, block.first_row, 1),
+        (block.second_across[0], block.second_column, block.second_row, dilation),
+    ):
+        # Positive numbers pass ReLU unchanged.
+        for convolution in (across, column, row):
+            torch.nn.init.uniform_(convolution.weight, 0.1, 1)
+        for convolution in (across, column):
+            torch.nn.init.zeros_(convolution.bias)
+        kernel = across.weight * column.weight * row.weight
+        assert kernel.shape == (1, 1, 3, 3, 3)
+        inner = torch.nn.functional.conv3d(inner, kernel, padding=step, dilation=step)
+    torch.testing.assert_close(block(volume), inner / (1 + block.first_norm.eps) + volume)
+
+
 @pytest.mark.parametrize("dilation", [1, 3])
 def test_a_factorised_block_is_two_convolutions_of_rank_one_kernels(dilation: int) -> None:
     torch.manual_seed(0)

@@ -25,29 +25,28 @@ from everymask.types import Categories, Dataset, LabelMap, Sample, Segments, Tas
 
 
 def batch(
-    seed: int, classes: int = 1, size: tuple[int, int] = (14, 17)
+    seed: int, classes: int = 1, size: tuple[int, ...] = (14, 17)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Outputs and targets, float64, of three images: of many objects with void, of one object, of none."""
     generator = np.random.default_rng(seed)
-    height, width = size
-    rows, columns = np.mgrid[:height, :width]
-    points = generator.uniform(0, (height, width), (9, 2))
-    ids = ((rows[..., None] - points[:, 0]) ** 2 + (columns[..., None] - points[:, 1]) ** 2).argmin(-1)
+    grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"))
+    points = generator.uniform(0, size, (9, len(size)))
+    ids = sum((axis[..., None] - points[:, a]) ** 2 for a, axis in enumerate(grid)).argmin(-1)
     ids[generator.random(size) < 0.3] = 0
     ids[ids == 4] = -1  # object 4 has no pixel
     one = np.zeros_like(ids)
-    one[3:9, 4:12] = 1
+    one[..., 3:9, 4:12] = 1
     labels = np.stack([ids, one, np.zeros_like(ids)])
-    centres, category = np.zeros((3, 2, height, width)), generator.integers(0, classes, labels.shape)
+    centres, category = np.zeros((3, len(size), *size)), generator.integers(0, classes, labels.shape)
     for number, image in enumerate(labels):
         for label in range(1, image.max() + 1):
             inside = image == label
             if inside.any():
                 centres[number, :, inside] = np.argwhere(inside).mean(0)
                 category[number, inside] = label % classes
-    places = np.stack([rows, columns]) + generator.normal(0, 1.5, (3, 2, height, width))
+    places = grid + generator.normal(0, 1.5, centres.shape)
     sigma = -0.25 + generator.normal(0, 0.05, places.shape)
-    scores = generator.random((3, classes, height, width))
+    scores = generator.random((3, classes, *size))
     return tuple(map(torch.from_numpy, (places, sigma, scores, labels, centres, category)))  # type: ignore[return-value]
 
 
@@ -70,7 +69,8 @@ def expected_terms(
             mean = sig[:, inside].mean(1)
             variance.append(((sig[:, inside] - mean[:, None]) ** 2).mean())
             middle = centre[:, inside][:, 0]
-            phi = np.exp(-(np.exp(10 * mean)[:, None, None] * (e - middle[:, None, None]) ** 2).sum(0))
+            along = (-1, *[1] * ids.ndim)
+            phi = np.exp(-(np.exp(10 * mean).reshape(along) * (e - middle.reshape(along)) ** 2).sum(0))
             instance.append(hinge((2 * phi - 1)[counts], inside[counts]))
             k = kind[inside][0]
             wanted[k][inside], weight[k][inside] = phi[inside], 10
@@ -97,10 +97,10 @@ def hinge(margins: NDArray[np.float64], inside: NDArray[np.bool_]) -> float:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-@pytest.mark.parametrize("classes", [1, 3])
-def test_the_loss_is_its_definition(classes: int, kind: torch.dtype) -> None:
+@pytest.mark.parametrize(("classes", "size"), [(1, (14, 17)), (3, (14, 17)), (1, (5, 10, 13)), (2, (5, 10, 13))])
+def test_the_loss_is_its_definition(classes: int, size: tuple[int, ...], kind: torch.dtype) -> None:
     for seed in range(4):
-        given = batch(seed, classes)
+        given = batch(seed, classes, size)
         found = spatial_embedding(*(each.to(kind) for each in given[:3]), *given[3:])
         expected = expected_terms(*(each.numpy() for each in given))
         assert min(expected) > 1e-4
@@ -139,13 +139,14 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     assert bool(by_score.abs().sum() > 0)
 
 
-def test_both_ways_to_find_what_matters_agree() -> None:
+@pytest.mark.parametrize("axes", [2, 3])
+def test_both_ways_to_find_what_matters_agree(axes: int) -> None:
     generator = np.random.default_rng(0)
     given = (
-        torch.from_numpy(generator.normal(0, 0.1, (2, 900))).float(),
+        torch.from_numpy(generator.normal(0, 0.1, (axes, 900))).float(),
         torch.from_numpy(generator.integers(-2, 12, 900)),
-        torch.from_numpy(np.exp(generator.normal(6, 1, (2, 12)))).float(),
-        torch.from_numpy(generator.normal(0, 0.1, (2, 12))).float(),
+        torch.from_numpy(np.exp(generator.normal(6, 1, (axes, 12)))).float(),
+        torch.from_numpy(generator.normal(0, 0.1, (axes, 12))).float(),
         torch.from_numpy(generator.uniform(0, 16, 12)).float(),
     )
     searched, compared = (sorted(found.T.tolist()) for found in (module._search(*given), module._compare(*given)))

@@ -115,8 +115,11 @@ def test_clusters_refuse_shapes_that_do_not_fit() -> None:
         cluster_embeddings(np.zeros((2, 4, 4)), np.zeros((2, 4, 5)), np.zeros((4, 4)))
 
 
-@pytest.mark.parametrize("shape", [(60, 70), (9, 25, 20)])
-def test_medoids_have_the_least_sum_of_distances(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((60, 70), None), ((40, 50), (2.0, 0.7)), ((9, 25, 20), None), ((9, 25, 20), (3.7, 1.0, 1.0))],
+)
+def test_medoids_have_the_least_sum_of_distances(shape: tuple[int, ...], spacing: tuple[float, ...] | None) -> None:
     generator = np.random.default_rng(0)
     for _ in range(8):
         # Blobs of any shape, with holes and fragments; label 3 is missing, some pixels are void.
@@ -125,8 +128,8 @@ def test_medoids_have_the_least_sum_of_distances(shape: tuple[int, ...]) -> None
         ids = ((places[..., None, :] - points) ** 2).sum(-1).argmin(-1).astype(np.int32)
         ids[generator.random(shape) < 0.3] = 0
         ids[ids == 3] = -1
-        centres = object_centres(ids)
-        means = object_centres(ids, "centroid")
+        centres = object_centres(ids, spacing=spacing)
+        means = object_centres(ids, "centroid", spacing)
         assert len(centres) == ids.max()
         for label in range(1, ids.max() + 1):
             own = np.argwhere(ids == label)
@@ -134,7 +137,8 @@ def test_medoids_have_the_least_sum_of_distances(shape: tuple[int, ...]) -> None
                 assert np.isnan(centres[label - 1]).all()
                 continue
             np.testing.assert_allclose(means[label - 1], own.mean(0), rtol=1e-12)
-            sums = np.sqrt(((own[:, None] - own) ** 2).sum(-1)).sum(1)
+            steps = np.ones(len(shape)) if spacing is None else np.array(spacing)
+            sums = np.sqrt((((own[:, None] - own) * steps) ** 2).sum(-1)).sum(1)
             chosen = (own == centres[label - 1]).all(1)
             assert chosen.sum() == 1
             assert sums[chosen][0] == pytest.approx(sums.min(), rel=1e-12)
@@ -152,6 +156,8 @@ def test_medoids_of_plain_shapes() -> None:
     assert object_centres(np.zeros((4, 4), int)).shape == (0, 2)
     with pytest.raises(InputError, match="expected integers"):
         object_centres(np.zeros((4, 4)))
+    with pytest.raises(InputError, match="spacing"):
+        object_centres(bar, spacing=(1.0, 0.0))
     with pytest.raises(InputError, match="centre"):
         object_centres(bar, "median")  # type: ignore[arg-type]
 

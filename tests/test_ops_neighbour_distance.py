@@ -13,10 +13,11 @@ from scipy import ndimage
 from touching_toys import touching
 
 from everymask.errors import InputError
+from everymask.ops.gaps import close_gaps
+from everymask.ops.nearest_other import distance_to_others
 from everymask.ops.neighbour_distance import (
     border_classes,
     centre_and_boundary,
-    distance_to_others,
     label_maxima,
     neighbour_targets,
     signed_targets,
@@ -116,6 +117,39 @@ def test_neighbour_targets_follow_the_formulas(seed: int) -> None:
         np.testing.assert_allclose(ours, official, atol=1e-5)
 
 
+@pytest.mark.parametrize("anisotropy", [1.0, 2.5, 6.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_neighbour_targets_of_volumes_follow_the_formulas(seed: int, anisotropy: float) -> None:
+    # Distances in space, touching by a face, an edge or a corner; gaps and the grey closing plane by plane.
+    labels = blobs((9, 30, 28), seed, background=0.3)
+    labels[:, 12:14] = 0  # gaps
+    spacing = (anisotropy, 1.0, 1.0)
+    cell, neighbour = np.zeros(labels.shape), np.zeros(labels.shape)
+    touch = np.zeros(labels.shape, bool)
+    for number in range(1, labels.max() + 1):
+        own = labels == number
+        edge = ndimage.distance_transform_edt(own, sampling=spacing)
+        cell[own] = edge[own] / edge.max()
+        distance = ndimage.distance_transform_edt(~((labels > 0) & ~own), sampling=spacing)[own]
+        neighbour[own] = 1 - np.clip(distance / min(edge.max() + 3, distance.max()), 0, 1)
+        touch |= ndimage.binary_dilation(own, np.ones((3, 3, 3))) & ~own & (labels > 0)
+    gaps = np.stack([close_gaps(*each) for each in zip(labels, neighbour.astype(np.float32), strict=True)])
+    nearest = np.max([neighbour, gaps, touch], axis=0)
+    nearest = np.clip(1 / np.sqrt(0.65 + 0.5 * np.exp(-11 * (nearest - 0.75))) - 0.19, 0, 1)
+    ours = neighbour_targets(labels, spacing)
+    assert (gaps[labels == 0] > 0).any()
+    np.testing.assert_allclose(ours[0], cell, atol=1e-5)
+    np.testing.assert_allclose(ours[1], ndimage.grey_closing(nearest, size=(1, 3, 3)), atol=1e-5)
+
+
+def test_a_single_plane_is_an_image() -> None:
+    labels = touching((50, 40), 1)
+    for ours, plane in zip(neighbour_targets(labels[None], (3.0, 1.0, 1.0)), neighbour_targets(labels), strict=True):
+        np.testing.assert_array_equal(ours[0], plane)
+    np.testing.assert_array_equal(border_classes(labels[None], 2, (3.0, 1.0, 1.0))[0], border_classes(labels, 2))
+    np.testing.assert_array_equal(signed_targets(labels[None], 3, (3.0, 1.0, 1.0))[0], signed_targets(labels, 3))
+
+
 def test_neighbour_targets_of_real_masks_follow_the_formulas(shared_data: Path) -> None:
     from PIL import Image
 
@@ -170,34 +204,60 @@ def test_signed_targets_follow_the_formula(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(signed_targets(labels, 4.0), np.tanh(expected / 4), atol=1e-6)
 
 
+@pytest.mark.parametrize("anisotropy", [1.0, 4.0])
+def test_signed_targets_of_volumes_keep_touching_objects_apart(anisotropy: float) -> None:
+    labels = blobs((7, 16, 15), seed=6)
+    spacing = (anisotropy, 1.0, 1.0)
+    expected = -np.asarray(ndimage.distance_transform_edt(labels == 0, sampling=spacing))
+    for number in range(1, labels.max() + 1):
+        own = labels == number
+        expected[own] = ndimage.distance_transform_edt(own, sampling=spacing)[own]
+        # Voxels that another object touches across planes, which count as a pixel apart there.
+        others = np.pad((labels > 0) & ~own, 1)
+        for z, y, x in np.argwhere(own):
+            for step in itertools.product((-1, 1), (-1, 0, 1), (-1, 0, 1)):
+                if others[z + 1 + step[0], y + 1 + step[1], x + 1 + step[2]]:
+                    expected[z, y, x] = min(expected[z, y, x], np.linalg.norm(step))
+    assert (expected == 1).sum() > 20
+    np.testing.assert_allclose(signed_targets(labels, 4.0, spacing), np.tanh(expected / 4), atol=1e-6)
+
+
 def test_signed_targets_without_an_edge_have_one_sign() -> None:
     assert (signed_targets(np.zeros((9, 9), np.int32), 3.0) < -0.9).all()
     assert (signed_targets(np.ones((9, 9), np.int32), 3.0) > 0.3).all()
 
 
-def official_boundary(labels: NDArray[np.int32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def official_boundary(
+    labels: NDArray[np.int32], spacing: tuple[float, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distances to centre and boundary of torch-em, with a distance transform of scipy."""
     centre, boundary = np.ones(labels.shape), np.ones(labels.shape)
     outermost = segmentation.find_boundaries(labels, mode="inner", connectivity=1)
     grid = np.indices(labels.shape)
     for each in measure.regionprops(labels):
         own = labels == each.label
-        depth = np.where(own, ndimage.distance_transform_edt(~(outermost & own)), 0)
+        depth = np.where(own, ndimage.distance_transform_edt(~(outermost & own), sampling=spacing), 0)
         middle = tuple(np.round(each.centroid).astype(int))
         if not own[middle]:
             # torch-em may take a pixel of another object here if this one is all boundary.
             middle = np.unravel_index(np.argmax(np.where(own, depth, -1)), labels.shape)
-        away = np.sqrt(sum((axis - at) ** 2 for axis, at in zip(grid, middle, strict=True)))
+        away = np.sqrt(sum(((axis - at) * step) ** 2 for axis, at, step in zip(grid, middle, spacing, strict=True)))
         centre[own] = (away / (away[own].max() + 1e-7))[own]
         boundary[own] = ((depth.max() - depth) / (depth.max() + 1e-7))[own]
     return centre, boundary
 
 
-@pytest.mark.parametrize("shape", [(50, 43), (8, 15, 13)])
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((50, 43), None), ((30, 33), (0.5, 2.0)), ((8, 15, 13), None), ((8, 15, 13), (2.5, 1.0, 1.0))],
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_centre_and_boundary_follow_torch_em(shape: tuple[int, ...], seed: int) -> None:
+def test_centre_and_boundary_follow_torch_em(
+    shape: tuple[int, ...], spacing: tuple[float, ...] | None, seed: int
+) -> None:
     labels = blobs(shape, seed)
-    for ours, official in zip(centre_and_boundary(labels), official_boundary(labels), strict=True):
+    expected = official_boundary(labels, spacing or (1.0,) * labels.ndim)
+    for ours, official in zip(centre_and_boundary(labels, spacing), expected, strict=True):
         np.testing.assert_allclose(ours, official, atol=1e-5)
 
 
@@ -218,6 +278,26 @@ def test_border_is_as_wide_as_asked(width: float) -> None:
         np.testing.assert_array_equal((classes == 2)[thick], official[thick])
 
 
+@pytest.mark.parametrize("width", [1, 1.5, 3])
+@pytest.mark.parametrize("anisotropy", [1.0, 2.0, 5.0])
+def test_interiors_of_volumes_do_not_touch(anisotropy: float, width: float) -> None:
+    labels = blobs((12, 24, 22), seed=2)
+    spacing = (anisotropy, 1.0, 1.0)
+    classes = border_classes(labels, width, spacing)
+    across = np.zeros((3, 3, 3))
+    across[[0, 2]] = 1
+    for number in range(1, labels.max() + 1):
+        own = labels == number
+        edge = ndimage.distance_transform_edt(own, sampling=spacing)
+        border = (edge <= width) | ndimage.binary_dilation((labels > 0) & ~own, across)
+        interior = own & ~border if (own & ~border).any() else own & (edge >= edge.max() * (1 - 1e-6))
+        np.testing.assert_array_equal(classes[own] == 1, interior[own])
+    parts, count = ndimage.label(classes == 1, np.ones((3, 3, 3)))
+    assert count > labels.max()
+    for part in range(1, count + 1):
+        assert len(np.unique(labels[parts == part])) == 1
+
+
 def test_label_maxima_equal_scipy() -> None:
     labels = blobs((30, 31), seed=2)
     values = np.random.default_rng(0).random(labels.shape).astype(np.float32)
@@ -235,6 +315,8 @@ def test_seeds_are_dropped_as_by_microbeseg() -> None:
     small = 1 + np.flatnonzero(areas <= max(0.1 * areas.mean(), 4))
     official = measure.label(np.where(np.isin(official, small), 0, official) > 0, connectivity=2)
     np.testing.assert_array_equal(seeds_of(mask), official)
+    volume = ndimage.gaussian_filter(random.normal(size=(12, 20, 21)), 1.0) > 0.2
+    np.testing.assert_array_equal(seeds_of(volume, least=0, share=0), measure.label(volume, connectivity=3))
     np.testing.assert_array_equal(seeds_of(mask, least=0, share=0), measure.label(mask, connectivity=2))
     assert not seeds_of(np.zeros((3, 4), bool)).any()
 
@@ -259,13 +341,15 @@ def test_a_missing_scikit_image_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         watershed(np.zeros((3, 3)), np.zeros((3, 3), np.int32), np.ones((3, 3), bool))
 
 
-def test_votes_and_means_equal_numpy() -> None:
+@pytest.mark.parametrize("shape", [(20, 21), (6, 20, 21)])
+def test_votes_and_means_equal_numpy(shape: tuple[int, ...]) -> None:
     random = np.random.default_rng(5)
-    ids = blobs((20, 21), seed=6)
+    ids = blobs(shape, seed=6)
     count = int(ids.max())
-    probability = random.random((4, 24, 22)).astype(np.float32)
+    probability = random.random((4, *(each + 2 for each in shape))).astype(np.float32)
     inside = [ids == number for number in range(1, count + 1)]
-    expected = [probability[:, :20, :21][:, each].sum(1).argmax() for each in inside]
+    window = probability[(slice(None), *map(slice, shape))]
+    expected = [window[:, each].sum(1).argmax() for each in inside]
     np.testing.assert_array_equal(class_votes(ids, count, probability), expected)
     values = random.random(ids.shape)
     np.testing.assert_allclose(mean_inside(ids, count, values), [values[each].mean() for each in inside])
@@ -274,8 +358,11 @@ def test_votes_and_means_equal_numpy() -> None:
 
 def test_wrong_arguments_are_told() -> None:
     volume = np.ones((3, 4, 5), np.int32)
-    with pytest.raises(InputError, match="plane by plane"):
-        neighbour_targets(volume)
+    for spacing in ((1.0, 1.0), (0.0, 1.0, 1.0), (np.nan, 1.0, 1.0)):
+        with pytest.raises(InputError, match="spacing"):
+            neighbour_targets(volume, spacing)
+    with pytest.raises(InputError, match="spacing"):
+        centre_and_boundary(volume, (1.0, 1.0))
     with pytest.raises(InputError, match="float64"):
         neighbour_targets(np.zeros((4, 4)))
     with pytest.raises(InputError, match="sigma"):

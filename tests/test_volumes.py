@@ -23,9 +23,11 @@ from everymask.export.onnx import export_onnx
 from everymask.formats import open_dataset
 from everymask.formats.zarr_arrays import open_zarr, write_zarr_labels
 from everymask.layers.unet import UNet
+from everymask.methods.bottom_up.cellpose import Cellpose
 from everymask.metrics.matching import MatchingMetric
 from everymask.model import Model
 from everymask.ops.plane_joining import join_planes
+from everymask.ops.three_views import join_views
 from everymask.predict.files import predict_files
 from everymask.predict.magnification import MagnifiedImage, restored
 from everymask.predict.predictor import Predictor
@@ -418,6 +420,28 @@ def test_methods_of_images_learn_from_planes_and_predict_volumes(tmp_path):
         model.predict(sample.image, stacks="joined", anisotropy=0)
     with pytest.raises(InputError, match="planez"):
         predict_volume(model.predictor(), sample.image, "planez")  # type: ignore[arg-type]
+
+
+def test_three_views_of_a_volume_are_joined_by_the_predictor():
+    torch.manual_seed(5)
+    method = Cellpose(channels=1, base=4, depth=2, min_size=0).eval()
+    method.thresholds = {"foreground": -9.0, "flow_error": 0.4}
+    predictor = Predictor(method, GREY, precision="float32")
+    volume = np.random.default_rng(0).random((9, 14, 18)).astype(np.float32)
+    limits = np.array([0.0, 1.0], np.float32)
+    found = predict_volume(predictor, volume, "views", limits=limits)
+    views = []
+    for axis in range(3):
+        planes = [predictor.outputs(plane, limits)[0] for plane in np.moveaxis(volume, axis, 0)]
+        views.append({name: torch.cat([each[name] for each in planes]) for name in planes[0]})
+    joined_outputs = {name: each[..., :9, :14, :18] for name, each in join_views(views).items()}
+    (expected,) = method.decode(joined_outputs, [(9, 14, 18)])
+    assert len(found) > 0
+    assert np.array_equal(found.label_map(), expected.label_map())
+    stretched = predict_volume(predictor, volume, "views", limits=limits, anisotropy=2.0)
+    assert stretched.size == (9, 14, 18)
+    model = Model(method, CATEGORIES, preprocessing=GREY)
+    assert model.predict(volume, stacks="views").size == (9, 14, 18)
 
 
 def test_stacks_on_disk_are_a_data_set_of_volumes(tmp_path):

@@ -28,6 +28,8 @@ class Preprocessing:
         per_channel: Take the percentiles of each channel alone instead of all channels together.
         mean: Subtracted after normalisation, one value for all channels or one each.
         std: Divided by after that.
+        missing: What grey images get for the channels that they lack: ``repeat`` gives 3 equal ones, ``empty`` appends
+            channels of zeros, for networks whose channels mean different things, such as a second stain.
     """
 
     channels: int = 3
@@ -37,6 +39,7 @@ class Preprocessing:
     per_channel: bool = False
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    missing: Literal["repeat", "empty"] = "repeat"
 
     def limits(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """(2, C) or (2, 1): the values that become 0 and 1, of an image (H, W, C) or a volume (D, H, W, C).
@@ -84,6 +87,8 @@ class Preprocessing:
             )
         if have == self.channels:
             return image
+        if have < self.channels and self.missing == "empty":
+            return np.concatenate([image, np.zeros((*image.shape[:-1], self.channels - have), image.dtype)], axis=-1)
         if have == 1 and self.channels == 3:
             return np.repeat(image, 3, axis=-1)
         if have == 4 and self.channels == 3:

@@ -9,6 +9,7 @@ embedding is to the centre. Objects are found greedily: the best seed takes all 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,7 +27,9 @@ _REACH = math.log(2)
 # -- centres -----------------------------------------------------------------------------------------------------------
 
 
-def object_centres(ids: NDArray[np.integer], kind: Centre = "medoid") -> NDArray[np.float64]:
+def object_centres(
+    ids: NDArray[np.integer], kind: Centre = "medoid", spacing: Sequence[float] | None = None
+) -> NDArray[np.float64]:
     """The centre of each object of a label map.
 
     Args:
@@ -34,25 +37,32 @@ def object_centres(ids: NDArray[np.integer], kind: Centre = "medoid") -> NDArray
         kind: ``medoid``: the pixel of the object whose distances to all its other pixels have the least sum (Lalit et
             al. 2022), one of several that are equally good; it lies inside objects of any shape.
             ``centroid``: the mean position.
+        spacing: Pixel size along each axis, which the distances of medoids depend on; 1 along each where not given.
 
     Returns:
-        (N, 2) y, x or (N, 3) z, y, x in pixels, for labels 1..N; NaN for labels that have no pixel.
+        (N, 2) y, x or (N, 3) z, y, x in pixels (and planes, whatever the spacing), for labels 1..N; NaN for labels that
+        have no pixel.
 
     Raises:
-        InputError: The array has other axes or is not of integers, or `kind` is unknown.
+        InputError: The array has other axes or is not of integers, `kind` is unknown, or `spacing` is not positive.
     """
     ids = np.asarray(ids)
     if ids.ndim not in (2, 3) or ids.dtype.kind not in "biu":
         raise InputError(f"labels: got {ids.dtype} of shape {ids.shape}, expected integers (H, W) or (Z, H, W)")
     if kind not in get_args(Centre):
         raise unknown_name("centre", kind, get_args(Centre))
+    steps = np.ones(ids.ndim) if spacing is None else np.array([float(each) for each in spacing])
+    if len(steps) != ids.ndim or not all(0 < each < math.inf for each in steps):
+        raise InputError(f"spacing: got {spacing}, expected {ids.ndim} positive numbers, one for each axis")
     pixels = np.flatnonzero(ids > 0)
     labels = ids.ravel()[pixels].astype(np.int64)
     count = int(labels.max(initial=0))
     order = np.argsort(labels, kind="stable")
     places = np.stack(np.unravel_index(pixels[order], ids.shape), axis=1).astype(np.float64)
     bounds = np.searchsorted(labels[order], np.arange(1, count + 2))
-    return _centres(places, bounds, kind == "medoid")
+    if kind == "centroid" or (steps == 1).all():
+        return _centres(places, bounds, kind == "medoid")
+    return np.rint(_centres(places * steps, bounds, medoids=True) / steps)
 
 
 @njit(cache=True, nogil=True)
@@ -217,6 +227,16 @@ def _cell(value: float, low: float, side: float, cells: int) -> int:  # pragma: 
 
 
 @njit(cache=True, nogil=True)
+def _span(
+    centre: float, scale: float, reach: float, low: float, side: float, cells: int
+) -> tuple[int, int]:  # pragma: no cover - compiled
+    """First and last cell with coordinates x of ``scale (x - centre)^2 < reach``."""
+    # A little more than the reach, lest rounding lose a pixel on its rim.
+    radius = math.sqrt(reach / scale) * (1 + 1e-9) + 1e-12 * side if scale > 0 else np.inf
+    return _cell(centre - radius, low, side, cells), _cell(centre + radius, low, side, cells)
+
+
+@njit(cache=True, nogil=True)
 def _sort_into_grid(
     places: NDArray[np.float64], low: NDArray[np.float64], cells: NDArray[np.int64], side: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:  # pragma: no cover - compiled
@@ -244,6 +264,40 @@ def _sort_into_grid(
 
 
 @njit(cache=True, nogil=True)
+def _within(
+    near: NDArray[np.float64],
+    starts: NDArray[np.int64],
+    low: NDArray[np.float64],
+    cells: NDArray[np.int64],
+    side: float,
+    centre: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    reach: float,
+    hits: NDArray[np.int64],
+) -> int:  # pragma: no cover - compiled
+    """Writes to `hits` the embeddings with ``sum_a s_a (e_a - c_a)^2 < reach``, by their place in the grid's order.
+
+    Returns:
+        How many they are.
+    """
+    front, back = _span(centre[0], scale[0], reach, low[0], side, cells[0])
+    top, bottom = _span(centre[1], scale[1], reach, low[1], side, cells[1])
+    left, right = _span(centre[2], scale[2], reach, low[2], side, cells[2])
+    found = 0
+    for z in range(front, back + 1):
+        for y in range(top, bottom + 1):
+            row = (z * cells[1] + y) * cells[2]
+            for i in range(starts[row + left], starts[row + right + 1]):
+                distance = scale[0] * (near[i, 0] - centre[0]) ** 2
+                distance += scale[1] * (near[i, 1] - centre[1]) ** 2
+                distance += scale[2] * (near[i, 2] - centre[2]) ** 2
+                if distance < reach:
+                    hits[found] = i
+                    found += 1
+    return found
+
+
+@njit(cache=True, nogil=True)
 def _cluster(
     near: NDArray[np.float64],
     order: NDArray[np.int64],
@@ -263,41 +317,28 @@ def _cluster(
         rank[order[i]] = i
     labels = np.zeros(count, np.int32)
     clustered = np.zeros(count, np.bool_)
-    members = np.empty(count, np.int64)
     seeds = np.empty(len(candidates), np.int64)
+    hits = np.empty(count, np.int64)
     found = 0
-    begin, end = np.empty(3, np.int64), np.empty(3, np.int64)
     scale = np.empty(3)
     for c in range(len(candidates)):
         at = rank[candidates[c]]
         if clustered[at]:
             continue
-        centre = near[at]
         for a in range(3):
             scale[a] = math.exp(min(logs[a, c], 700.0))
-            # A little more than the reach, lest rounding lose a pixel on its rim.
-            reach = math.sqrt(_REACH / scale[a]) * (1 + 1e-9) + 1e-12 * side if scale[a] > 0 else np.inf
-            begin[a] = _cell(centre[a] - reach, low[a], side, cells[a])
-            end[a] = _cell(centre[a] + reach, low[a], side, cells[a])
-        total, new = 0, 0
-        for z in range(begin[0], end[0] + 1):
-            for y in range(begin[1], end[1] + 1):
-                row = (z * cells[1] + y) * cells[2]
-                for i in range(starts[row + begin[2]], starts[row + end[2] + 1]):
-                    distance = scale[0] * (near[i, 0] - centre[0]) ** 2
-                    distance += scale[1] * (near[i, 1] - centre[1]) ** 2
-                    distance += scale[2] * (near[i, 2] - centre[2]) ** 2
-                    if distance < _REACH:
-                        total += 1
-                        if not clustered[i]:
-                            clustered[i] = True
-                            members[new] = i
-                            new += 1
+        total = _within(near, starts, low, cells, side, near[at], scale, _REACH, hits)
+        new = 0
+        for h in range(total):
+            if not clustered[hits[h]]:
+                clustered[hits[h]] = True
+                hits[new] = hits[h]
+                new += 1
         if total > smallest and new > overlap * total:
             seeds[found] = candidates[c]
             found += 1
             for m in range(new):
-                labels[members[m]] = found
+                labels[hits[m]] = found
     return labels, seeds[:found]
 
 
@@ -333,12 +374,12 @@ def embeddings_within(
     reaches = np.maximum(reach[known].astype(np.float64), 1e-30)
     low, cells, side = _grid(places, np.log(np.maximum(scales, 1e-300) * (_REACH / reaches)))
     order, starts, near = _sort_into_grid(places, low, cells, side)
-    found = _within(near, pixels[order], starts, objects, known, scales, centres, reaches, low, cells, side)
+    found = _pairs(near, pixels[order], starts, objects, known, scales, centres, reaches, low, cells, side)
     return np.ascontiguousarray(found.T)
 
 
 @njit(cache=True, nogil=True)
-def _within(
+def _pairs(
     near: NDArray[np.float64],
     pixels: NDArray[np.int64],
     starts: NDArray[np.int64],
@@ -353,26 +394,17 @@ def _within(
 ) -> NDArray[np.int64]:  # pragma: no cover - compiled
     """Pairs (Q, 2) of `embeddings_within`; `near` and `pixels` are in the order of the grid."""
     pairs = np.empty((len(near) + 64, 2), np.int64)
+    hits = np.empty(len(near), np.int64)
     found = 0
-    begin, end = np.empty(3, np.int64), np.empty(3, np.int64)
     for k in range(len(known)):
-        number, centre, scale = known[k], centres[:, k], scales[:, k]
-        for a in range(3):
-            radius = math.sqrt(reaches[k] / scale[a]) * (1 + 1e-9) + 1e-12 * side if scale[a] > 0 else np.inf
-            begin[a] = _cell(centre[a] - radius, low[a], side, cells[a])
-            end[a] = _cell(centre[a] + radius, low[a], side, cells[a])
-        for z in range(begin[0], end[0] + 1):
-            for y in range(begin[1], end[1] + 1):
-                row = (z * cells[1] + y) * cells[2]
-                for i in range(starts[row + begin[2]], starts[row + end[2] + 1]):
-                    distance = scale[0] * (near[i, 0] - centre[0]) ** 2
-                    distance += scale[1] * (near[i, 1] - centre[1]) ** 2
-                    distance += scale[2] * (near[i, 2] - centre[2]) ** 2
-                    if distance < reaches[k] and objects[pixels[i]] != number:
-                        if found == len(pairs):
-                            longer = np.empty((2 * found, 2), np.int64)
-                            longer[:found] = pairs
-                            pairs = longer
-                        pairs[found, 0], pairs[found, 1] = number, pixels[i]
-                        found += 1
+        total = _within(near, starts, low, cells, side, centres[:, k], scales[:, k], reaches[k], hits)
+        if found + total > len(pairs):
+            longer = np.empty((2 * (found + total), 2), np.int64)
+            longer[:found] = pairs[:found]
+            pairs = longer
+        for h in range(total):
+            pixel = pixels[hits[h]]
+            if objects[pixel] != known[k]:
+                pairs[found, 0], pairs[found, 1] = known[k], pixel
+                found += 1
     return pairs[:found]

@@ -2,7 +2,8 @@
 
 Stringer et al., "Cellpose: a generalist algorithm for cellular segmentation", Nature Methods 2021, Methods; official
 program `cellpose` (BSD-3), `dynamics.follow_flows`. What Cellpose 3 does with images on the CPU is done here. Its other
-code, for accelerators and volumes and the only one in Cellpose 4, interpolates up to half a pixel off: at
+code, for accelerators and (from version 3.1 on; before, volumes are not interpolated) volumes, which is the only one in
+Cellpose 4, interpolates up to half a pixel off: at
 `y H / (H - 1) - 1/2` where `y` is meant, since it scales points as for `align_corners=True` and interpolates as for
 `align_corners=False`.
 

@@ -124,7 +124,7 @@ def fill_holes_and_drop_small(labels: NDArray[np.integer], min_size: int = 15) -
     As `cellpose.utils.fill_holes_and_remove_small_masks`: objects of fewer pixels are dropped, the holes of each other
     one filled with whatever lies in them, void and smaller objects included, and then small ones dropped once more,
     since what is left of an object may be. A hole is not connected to the outside of the object by edges of pixels (by
-    faces in volumes).
+    faces in volumes, as from version 3.1 of the program on; before, each plane of a volume was filled for itself).
 
     Args:
         labels: object ids, `(H, W)` or `(Z, H, W)`.

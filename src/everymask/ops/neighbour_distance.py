@@ -7,16 +7,17 @@ The targets of three families of methods that find objects by a watershed:
 - the signed distance of each object, squashed by tanh;
 - distances to the centre and to the boundary (torch-em and micro-sam, MIT; Archit et al. 2025).
 
-The distance to the nearest *other* object is exact, and measured only as far as the target needs it, in the box of each
-object grown by that reach: two sweeps and a lower envelope of parabolas, as in `everymask.ops.distance`.
-
 Labels: 0 is background; negative labels are void, and count as background here.
+
+In volumes whose planes lie further apart than pixels, `spacing` makes distances physical. Voxels that touch another
+object across planes are then far from it, and yet nothing lies in between to tell the two apart: there the planes count
+as a pixel apart (`everymask.ops.nearest_other.distance_across`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,16 @@ from numpy.typing import NDArray
 from everymask.errors import InputError
 from everymask.ops.distance import distance_to_edge, signed_distance
 from everymask.ops.gaps import close_gaps
-from everymask.ops.labels import compact_labels, label_boundaries, label_boxes
+from everymask.ops.labels import label_boundaries
+from everymask.ops.nearest_other import distance_across, distances_within, numbered, steps_of, volume
 
 _REACH = 3.0
 """Pixels beyond the depth of an object at which neighbours are still noticed (microbeSEG)."""
 
 
-def neighbour_targets(labels: NDArray[np.integer]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def neighbour_targets(
+    labels: NDArray[np.integer], spacing: Sequence[float] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cell distance and neighbour distance of microbeSEG.
 
     The cell distance is the distance to the edge of the object, divided by its maximum m in the object. The neighbour
@@ -44,74 +48,68 @@ def neighbour_targets(labels: NDArray[np.integer]) -> tuple[NDArray[np.float32],
     Deviations from the official program, where that one is at the mercy of the frame: neighbours are noticed wherever
     they are, not only in a window around the object's centre, and gaps are closed up to the border of the image.
 
-    Args:
-        labels: Object ids (H, W); 0 and negative ids are background.
-
-    Returns:
-        Cell and neighbour distance (H, W) in [0, 1]; the first is 0 outside objects, the second where no neighbour is.
-
-    Raises:
-        InputError: These are no integer labels (H, W).
-    """
-    ids = _numbered(labels)
-    if ids.ndim != 2:
-        raise InputError(f"labels: got {ids.ndim} axes, expected an image (H, W); pass a volume plane by plane")
-    edge = distance_to_edge(ids)
-    depth = label_maxima(ids, edge)
-    others = _others(ids, depth + _REACH, (1.0, 1.0))
-    neighbour = _nearness(ids, others, depth + _REACH)
-    _rescale(neighbour, close_gaps(ids, neighbour), others)
-    return _share(ids, edge, depth), _grey_closing(neighbour)
-
-
-def distance_to_others(
-    labels: NDArray[np.integer], reach: float, spacing: Sequence[float] | None = None
-) -> NDArray[np.float32]:
-    """Distance of every object pixel to the nearest pixel of another object, background in between or not.
+    The official program is for images. Here the distances of volumes are those in space; gaps are looked for, and the
+    closing in windows is done, in each plane for itself, since gaps are a few pixels wide and planes often lie as far
+    apart. Between planes the nearness of the objects' own voxels is all that marks a gap.
 
     Args:
         labels: Object ids (H, W) or (Z, H, W); 0 and negative ids are background.
-        reach: Where the nearest other object is further than this, the result is this; above 0.
-        spacing: Pixel size along each axis, in the unit of the result; 1 where not given.
+        spacing: Pixel size along each axis, in pixels of a plane; 1 along each axis where not given.
 
     Returns:
-        Distances from pixel centre to pixel centre, same shape, at most `reach`; 0 on background.
+        Cell and neighbour distance, same shape, in [0, 1]; the first is 0 outside objects, the second where no
+        neighbour is.
 
     Raises:
-        InputError: These are no integer labels, or `reach` or `spacing` are not positive.
+        InputError: These are no integer labels, or `spacing` is not positive.
     """
-    ids = _numbered(labels)
-    steps = (1.0,) * ids.ndim if spacing is None else tuple(float(each) for each in spacing)
-    if len(steps) != ids.ndim or not min(steps) > 0 or not 0 < reach < math.inf:
-        raise InputError(
-            f"reach, spacing: got {reach} and {spacing}, expected positive numbers, a spacing for each of the "
-            f"{ids.ndim} axes"
-        )
-    return _others(ids, np.full(int(ids.max(initial=0)) + 1, reach), steps)
+    ids = numbered(labels)
+    edge = distance_to_edge(ids, spacing)
+    depth = label_maxima(ids, edge)
+    others = distances_within(ids, depth + _REACH, steps_of(ids, spacing))
+    neighbour = _nearness(ids.ravel(), others.ravel(), depth + _REACH).reshape(ids.shape)
+    gaps = np.empty_like(neighbour)
+    for plane in _planes(ids):
+        gaps[plane] = close_gaps(ids[plane], neighbour[plane])
+    touching = (others > 0) & (others < 1.5)  # an edge or a corner in common
+    if ids.ndim == 3:
+        touching |= np.isfinite(distance_across(ids))
+    _rescale(neighbour.ravel(), gaps.ravel(), touching.ravel())
+    for plane in _planes(ids):
+        neighbour[plane] = _grey_closing(neighbour[plane])
+    return _share(ids.ravel(), edge.ravel(), depth).reshape(ids.shape), neighbour
 
 
-def signed_targets(labels: NDArray[np.integer], sigma: float) -> NDArray[np.float32]:
+def signed_targets(
+    labels: NDArray[np.integer], sigma: float, spacing: Sequence[float] | None = None
+) -> NDArray[np.float32]:
     """``tanh(d / sigma)`` of the signed distance d to the edge of each object.
 
     In an object d is the distance to the nearest pixel outside it, so that objects that touch are apart; outside it is
-    that to the nearest object, negative.
+    that to the nearest object, negative. Where objects touch across planes, these count as at most a pixel apart, lest
+    objects of planes that are far from each other run together.
 
     Args:
         labels: Object ids (H, W) or (Z, H, W); 0 and negative ids are background.
         sigma: Distance in pixels at which the target is .76; above 0.
+        spacing: Pixel size along each axis, in pixels of a plane; 1 along each axis where not given.
 
     Raises:
-        InputError: These are no integer labels, or `sigma` is not positive.
+        InputError: These are no integer labels, or `sigma` or `spacing` is not positive.
     """
     if not sigma > 0:
         raise InputError(f"sigma: got {sigma}, expected a number of pixels above 0")
-    ids = _numbered(labels)
-    inside = distance_to_edge(ids)
-    distance = np.where(ids > 0, inside, signed_distance(ids > 0))
+    ids = numbered(labels)
+    inside = distance_to_edge(ids, spacing)
+    if ids.ndim == 3:
+        inside = np.minimum(inside, distance_across(ids))
+    distance = np.where(ids > 0, inside, signed_distance(ids > 0, spacing))
     return np.tanh(distance / np.float32(sigma))
 
 
-def centre_and_boundary(labels: NDArray[np.integer]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def centre_and_boundary(
+    labels: NDArray[np.integer], spacing: Sequence[float] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Distances to the centre and to the boundary of each object, as torch-em makes them.
 
     The centre is the pixel nearest the centroid, or the deepest pixel if that one lies outside the object. The distance
@@ -120,42 +118,51 @@ def centre_and_boundary(labels: NDArray[np.integer]) -> tuple[NDArray[np.float32
 
     Args:
         labels: Object ids (H, W) or (Z, H, W); 0 and negative ids are background.
+        spacing: Pixel size along each axis; 1 along each axis where not given.
 
     Returns:
         Both in [0, 1], same shape, 1 outside objects.
 
     Raises:
-        InputError: These are no integer labels.
+        InputError: These are no integer labels, or `spacing` is not positive.
     """
-    ids = _numbered(labels)
+    ids = numbered(labels)
     # The nearest pixel that does not belong to an object's interior is always one of its own boundary.
-    depth = distance_to_edge(np.where(label_boundaries(ids), 0, ids))
-    volume = _volume(ids)
-    centre, boundary = _centre_and_boundary(volume, _volume(depth), label_maxima(ids, depth))
+    depth = distance_to_edge(np.where(label_boundaries(ids), 0, ids), spacing)
+    steps = np.array((1.0, *steps_of(ids, spacing))[-3:])
+    centre, boundary = _centre_and_boundary(volume(ids), volume(depth), label_maxima(ids, depth), steps)
     return centre.reshape(ids.shape), boundary.reshape(ids.shape)
 
 
-def border_classes(labels: NDArray[np.integer], width: float) -> NDArray[np.int64]:
+def border_classes(
+    labels: NDArray[np.integer], width: float, spacing: Sequence[float] | None = None
+) -> NDArray[np.int64]:
     """Background, interior and border of objects: the classes of the border-class U-Net.
 
     Args:
         labels: Object ids (H, W) or (Z, H, W); 0 and negative ids are background.
         width: Object pixels at most so far from the nearest pixel outside their object are border; 1 takes those that
-            share an edge with it. In an object without other pixels the deepest ones are interior nonetheless, so that
+            share an edge with it. So are voxels that another object touches in the next plane (by a corner, too),
+            however far that is. In an object without other pixels the deepest ones are interior nonetheless, so that
             none is without.
+        spacing: Pixel size along each axis, in pixels of a plane; 1 along each axis where not given.
 
     Returns:
         0 background, 1 interior, 2 border; int64, same shape.
 
     Raises:
-        InputError: These are no integer labels, or the width is below 1.
+        InputError: These are no integer labels, the width is below 1, or `spacing` is not positive.
     """
     if not width >= 1:
         raise InputError(f"border width: got {width}, expected 1 pixel or more")
-    ids = _numbered(labels)
-    edge = distance_to_edge(ids)
-    thinnest = np.minimum(np.float32(width), label_maxima(ids, edge) * (1 - 1e-6)).astype(np.float32)
-    return np.where(ids > 0, 1 + (edge <= thinnest[ids]), 0).astype(np.int64)
+    ids = numbered(labels)
+    edge = distance_to_edge(ids, spacing)
+    border = edge <= np.float32(width)
+    if ids.ndim == 3:
+        border |= np.isfinite(distance_across(ids))
+    deepest = np.where(label_maxima(ids, np.where(border, np.float32(0), edge)) > 0, math.inf, label_maxima(ids, edge))
+    border &= edge <= (deepest * (1 - 1e-6)).astype(np.float32)[ids]
+    return np.where(ids > 0, 1 + border, 0).astype(np.int64)
 
 
 def label_maxima(labels: NDArray[np.int32], values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -174,31 +181,9 @@ def label_maxima(labels: NDArray[np.int32], values: NDArray[np.float32]) -> NDAr
 # -- helpers -----------------------------------------------------------------------------------------------------------
 
 
-def _numbered(labels: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Labels as contiguous int32 0..N, void set to background."""
-    labels = np.asarray(labels)
-    if labels.ndim not in (2, 3) or labels.dtype.kind not in "biu":
-        raise InputError(
-            f"labels: got {labels.dtype} of shape {labels.shape}, expected integer object ids (H, W) or (Z, H, W)"
-        )
-    ids, _ = compact_labels(labels)
-    return np.ascontiguousarray(np.maximum(ids, 0))
-
-
-def _volume(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as (Z, H, W)."""
-    return array if array.ndim == 3 else array[None]
-
-
-def _others(ids: NDArray[np.int32], reach: NDArray[np.float64], spacing: Sequence[float]) -> NDArray[np.float32]:
-    """Distance to the nearest other object, at most the reach (N + 1,) of the pixel's own."""
-    count = int(ids.max(initial=0))
-    boxes = label_boxes(ids, count)
-    if ids.ndim == 2:
-        flat = np.zeros(count, np.int64)
-        boxes = np.column_stack([boxes[:, 0], boxes[:, 1], flat, boxes[:, 2], boxes[:, 3], flat + 1])
-    steps = np.array(spacing if ids.ndim == 3 else (1.0, *spacing))
-    return _distance_to_others(_volume(ids), boxes, reach, steps).reshape(ids.shape)
+def _planes(ids: NDArray[np.int32]) -> Iterable[Any]:
+    """Indices of the planes of a volume, or of the whole image."""
+    return range(len(ids)) if ids.ndim == 3 else (...,)
 
 
 @njit(cache=True, nogil=True)
@@ -216,12 +201,11 @@ def _maxima(
 def _share(
     ids: NDArray[np.int32], edge: NDArray[np.float32], depth: NDArray[np.float64]
 ) -> NDArray[np.float32]:  # pragma: no cover - compiled
-    """The distance to the edge divided by its maximum in the object."""
+    """The distance to the edge divided by its maximum in the object; flat arrays."""
     result = np.zeros(ids.shape, np.float32)
-    for y in range(ids.shape[0]):
-        for x in range(ids.shape[1]):
-            if ids[y, x] > 0:
-                result[y, x] = edge[y, x] / depth[ids[y, x]]
+    for i in range(len(ids)):
+        if ids[i] > 0:
+            result[i] = edge[i] / depth[ids[i]]
     return result
 
 
@@ -229,34 +213,31 @@ def _share(
 def _nearness(
     ids: NDArray[np.int32], others: NDArray[np.float32], reach: NDArray[np.float64]
 ) -> NDArray[np.float32]:  # pragma: no cover - compiled
-    """``1 - others / min(reach, max others)``; the distances are cut at the reach already."""
+    """``1 - others / min(reach, max others)`` of flat arrays; the distances are cut at the reach already."""
     largest = np.zeros(len(reach), np.float64)
-    for y in range(ids.shape[0]):
-        for x in range(ids.shape[1]):
-            if ids[y, x] > 0 and others[y, x] > largest[ids[y, x]]:
-                largest[ids[y, x]] = others[y, x]
+    for i in range(len(ids)):
+        if ids[i] > 0 and others[i] > largest[ids[i]]:
+            largest[ids[i]] = others[i]
     result = np.zeros(ids.shape, np.float32)
-    for y in range(ids.shape[0]):
-        for x in range(ids.shape[1]):
-            if ids[y, x] > 0:
-                result[y, x] = 1.0 - others[y, x] / largest[ids[y, x]]
+    for i in range(len(ids)):
+        if ids[i] > 0:
+            result[i] = 1.0 - others[i] / largest[ids[i]]
     return result
 
 
 @njit(cache=True, nogil=True)
 def _rescale(
-    neighbour: NDArray[np.float32], gaps: NDArray[np.float32], others: NDArray[np.float32]
+    neighbour: NDArray[np.float32], gaps: NDArray[np.float32], touching: NDArray[np.bool_]
 ) -> None:  # pragma: no cover - compiled
-    """In place: the maximum with gaps and touching borders, and the rescaling of `neighbour_targets`."""
-    for y in range(neighbour.shape[0]):
-        for x in range(neighbour.shape[1]):
-            value = max(neighbour[y, x], gaps[y, x])
-            if 0 < others[y, x] < 1.5:  # an edge or a corner in common
-                value = np.float32(1)
-            if value > 0:
-                scaled = 1 / math.sqrt(0.65 + 0.5 * math.exp(-11 * (value - 0.75))) - 0.19
-                value = np.float32(min(max(scaled, 0.0), 1.0))
-            neighbour[y, x] = value
+    """In place, flat arrays: the maximum with gaps and touching borders, and the rescaling of `neighbour_targets`."""
+    for i in range(len(neighbour)):
+        value = max(neighbour[i], gaps[i])
+        if touching[i]:
+            value = np.float32(1)
+        if value > 0:
+            scaled = 1 / math.sqrt(0.65 + 0.5 * math.exp(-11 * (value - 0.75))) - 0.19
+            value = np.float32(min(max(scaled, 0.0), 1.0))
+        neighbour[i] = value
 
 
 @njit(cache=True, nogil=True)
@@ -284,97 +265,8 @@ def _grey_closing(image: NDArray[np.float32]) -> NDArray[np.float32]:  # pragma:
 
 
 @njit(cache=True, nogil=True)
-def _distance_to_others(
-    ids: NDArray[np.int32], boxes: NDArray[np.int64], reach: NDArray[np.float64], spacing: NDArray[np.float64]
-) -> NDArray[np.float32]:  # pragma: no cover - compiled
-    """Object by object, in boxes (N, 6) x0 y0 z0 x1 y1 z1 grown by the reach; 0 on background."""
-    depth, height, width = ids.shape
-    result = np.zeros(ids.shape, np.float32)
-    longest = max(depth, height, width) + 1
-    line, vertex = np.empty(longest, np.float64), np.empty(longest, np.int64)
-    begin = np.empty(longest + 1, np.float64)
-    for label in range(1, len(boxes) + 1):
-        x0, y0, z0, x1, y1, z1 = boxes[label - 1]
-        if x1 == x0:
-            continue
-        far = reach[label]
-        grow_z, grow_y, grow_x = math.ceil(far / spacing[0]), math.ceil(far / spacing[1]), math.ceil(far / spacing[2])
-        front, back = max(z0 - grow_z, 0), min(z1 + grow_z, depth)
-        top, bottom = max(y0 - grow_y, 0), min(y1 + grow_y, height)
-        left, right = max(x0 - grow_x, 0), min(x1 + grow_x, width)
-        squared = np.full((back - front, bottom - top, x1 - x0), np.inf)
-        found = False
-        for z in range(front, back):
-            for y in range(top, bottom):
-                row = ids[z, y]
-                away = np.inf
-                for x in range(left, x1):
-                    away = 0.0 if row[x] > 0 and row[x] != label else away + spacing[2]
-                    found = found or away == 0
-                    if x >= x0:
-                        squared[z - front, y - top, x - x0] = away * away
-                away = np.inf
-                for x in range(right - 1, x0 - 1, -1):
-                    away = 0.0 if row[x] > 0 and row[x] != label else away + spacing[2]
-                    if x < x1 and away * away < squared[z - front, y - top, x - x0]:
-                        squared[z - front, y - top, x - x0] = away * away
-                    found = found or away == 0
-        if found:
-            for z in range(back - front):
-                for x in range(x1 - x0):
-                    _envelope(squared[z, :, x], spacing[1], y0 - top, y1 - top, line, vertex, begin)
-            if back - front > 1:
-                for y in range(y0 - top, y1 - top):
-                    for x in range(x1 - x0):
-                        _envelope(squared[:, y, x], spacing[0], z0 - front, z1 - front, line, vertex, begin)
-        for z in range(z0, z1):
-            for y in range(y0, y1):
-                for x in range(x0, x1):
-                    if ids[z, y, x] == label:
-                        result[z, y, x] = min(math.sqrt(squared[z - front, y - top, x - x0]), far)
-    return result
-
-
-@njit(cache=True, nogil=True)
-def _envelope(
-    values: NDArray[np.float64],
-    spacing: float,
-    first: int,
-    last: int,
-    line: NDArray[np.float64],
-    vertex: NDArray[np.int64],
-    begin: NDArray[np.float64],
-) -> None:  # pragma: no cover - compiled
-    """In place, at first <= p < last: the minimum over q of ``values[q] + (spacing (p - q))**2``."""
-    area = spacing * spacing
-    count = 0
-    for q in range(len(values)):
-        if values[q] == np.inf:
-            continue
-        line[q] = values[q] / area
-        crossing = -np.inf
-        while count > 0:
-            v = vertex[count - 1]
-            crossing = ((line[q] + q * q) - (line[v] + v * v)) / (2.0 * (q - v))
-            if crossing > begin[count - 1]:
-                break
-            count -= 1
-        vertex[count] = q
-        begin[count] = crossing if count > 0 else -np.inf
-        count += 1
-    if count == 0:
-        return
-    begin[count] = np.inf
-    k = 0
-    for p in range(first, last):
-        while begin[k + 1] < p:
-            k += 1
-        values[p] = area * (line[vertex[k]] + (p - vertex[k]) ** 2)
-
-
-@njit(cache=True, nogil=True)
 def _centre_and_boundary(
-    ids: NDArray[np.int32], depth: NDArray[np.float32], deepest: NDArray[np.float64]
+    ids: NDArray[np.int32], depth: NDArray[np.float32], deepest: NDArray[np.float64], spacing: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # pragma: no cover - compiled
     """`centre_and_boundary` of a volume, from the distance to the outermost pixels and its maxima (N + 1,)."""
     planes, height, width = ids.shape
@@ -405,14 +297,16 @@ def _centre_and_boundary(
             for x in range(width):
                 label = ids[z, y, x]
                 if label > 0:
-                    away = (z - deep[label, 0]) ** 2 + (y - deep[label, 1]) ** 2 + (x - deep[label, 2]) ** 2
+                    away = ((z - deep[label, 0]) * spacing[0]) ** 2
+                    away += ((y - deep[label, 1]) * spacing[1]) ** 2 + ((x - deep[label, 2]) * spacing[2]) ** 2
                     furthest[label] = max(furthest[label], away)
     for z in range(planes):
         for y in range(height):
             for x in range(width):
                 label = ids[z, y, x]
                 if label > 0:
-                    away = (z - deep[label, 0]) ** 2 + (y - deep[label, 1]) ** 2 + (x - deep[label, 2]) ** 2
+                    away = ((z - deep[label, 0]) * spacing[0]) ** 2
+                    away += ((y - deep[label, 1]) * spacing[1]) ** 2 + ((x - deep[label, 2]) * spacing[2]) ** 2
                     centre[z, y, x] = math.sqrt(away / furthest[label]) if furthest[label] > 0 else 0.0
                     boundary[z, y, x] = 1 - depth[z, y, x] / deepest[label] if deepest[label] > 0 else 0.0
     return centre, boundary

@@ -58,13 +58,16 @@ def class_votes(ids: NDArray[np.int32], count: int, probability: NDArray[np.floa
     """The class of each object: the one with the largest sum of probabilities over its pixels.
 
     Args:
-        ids: (H, W) objects 1..N.
+        ids: (H, W) or (Z, H, W) objects 1..N.
         count: N.
-        probability: (K, H, W) of the classes without the background; further rows and columns are passed over.
+        probability: (K, H, W) or (K, Z, H, W) of the classes without the background; further planes, rows and columns
+            are passed over.
 
     Returns:
         (N,) class indices 0..K-1.
     """
+    if ids.ndim == 2:
+        ids, probability = ids[None], probability[:, None]
     return _class_votes(ids, count, probability).argmax(1).astype(np.int64)
 
 
@@ -80,9 +83,10 @@ def _class_votes(
     ids: NDArray[np.int32], count: int, probability: NDArray[np.float32]
 ) -> NDArray[np.float64]:  # pragma: no cover - compiled
     votes = np.zeros((count, len(probability)), np.float64)
-    for y in range(ids.shape[0]):
-        for x in range(ids.shape[1]):
-            if ids[y, x] > 0:
-                for k in range(len(probability)):
-                    votes[ids[y, x] - 1, k] += probability[k, y, x]
+    for z in range(ids.shape[0]):
+        for y in range(ids.shape[1]):
+            for x in range(ids.shape[2]):
+                if ids[z, y, x] > 0:
+                    for k in range(len(probability)):
+                        votes[ids[z, y, x] - 1, k] += probability[k, z, y, x]
     return votes

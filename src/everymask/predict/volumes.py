@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from everymask.errors import InputError, unknown_name
 from everymask.ops.plane_joining import join_planes
+from everymask.ops.three_views import add_view, joined_views, no_views
 from everymask.predict.magnification import MagnifiedImage, restored
 from everymask.types import LabelMap, Segments, Task
 
@@ -47,7 +47,7 @@ def check_stacks(predictor: Predictor, stacks: str, anisotropy: float = 1.0) -> 
         return
     if stacks == "joined" and Task.INSTANCE not in method.tasks:
         raise InputError(f"{name} finds no objects that could be joined from plane to plane; leave out stacks")
-    if stacks == "views" and not hasattr(method, "join_views"):
+    if stacks == "views" and not getattr(method, "three_views", False):
         raise InputError(f"{name} cannot join three views of a volume; take joined, or train a method of volumes")
     if anisotropy != 1 and stacks != "views":
         raise InputError("anisotropy is for volumes that are seen from three sides; say stacks views, or leave it out")
@@ -131,18 +131,17 @@ def _by_views(predictor: Predictor, volume: NDArray[Any], anisotropy: float, lim
     size = volume.shape[:3]
     if factors != (1.0, 1.0, 1.0):
         volume = MagnifiedImage(volume, factors)[tuple(slice(None) for _ in size)]
+    total = None
     with predictor.unmagnified():
-        views = [
-            _stacked([predictor.outputs(plane, limits) for plane in np.moveaxis(volume, axis, 0)]) for axis in range(3)
-        ]
-    outputs = predictor.method.join_views(views)  # type: ignore[operator] - checked above
+        for axis in range(3):
+            for number, plane in enumerate(np.moveaxis(volume, axis, 0)):
+                outputs, _ = predictor.outputs(plane, limits)
+                if total is None:
+                    classes = outputs["category"].shape[1] if "category" in outputs else 0
+                    total = no_views(volume.shape[:3], classes)
+                add_view(total, axis, outputs, number)
+    if total is None:
+        raise InputError(f"the volume has no voxels: its shape is {volume.shape[:3]}")
+    outputs = joined_views(total)
     found = predictor.method.decode(outputs, [volume.shape[:3]])[0]
     return found if volume.shape[:3] == size else restored(found, size)[0]
-
-
-def _stacked(planes: Sequence[tuple[dict[str, torch.Tensor], tuple[int, ...]]]) -> dict[str, torch.Tensor]:
-    """Outputs (P, ?, h, w) of all planes of a view, without padding."""
-    size = planes[0][1]
-    return {
-        name: torch.cat([outputs[name][..., : size[0], : size[1]] for outputs, _ in planes]) for name in planes[0][0]
-    }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from everymask.errors import InputError
-from everymask.layers.unet import Norm
+from everymask.layers.unet import Dimensions, Norm
 from everymask.losses import cross_entropy
 from everymask.methods.bottom_up.folded_maps import FoldedMaps, Unfold
 from everymask.methods.recipe import Recipe
@@ -39,6 +39,9 @@ class BorderUNet(FoldedMaps):
         depth: Poolings of the U-Net.
         norm: Normalisation.
         backbone: A network of timm as the encoder, such as ``resnet34``; empty for the U-Net.
+        dimensions: 2 for images, 3 for volumes.
+        anisotropy: Of volumes, the distance between planes in pixels.
+        flat: Of volumes, the first poolings that leave the planes alone, where these lie further apart than pixels.
     """
 
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"foreground": (0.2, 0.8), "interior": (0.2, 0.9)}
@@ -54,6 +57,9 @@ class BorderUNet(FoldedMaps):
         depth: int = 3,
         norm: Norm = "batch",
         backbone: str = "",
+        dimensions: Dimensions = 2,
+        anisotropy: float = 1.0,
+        flat: int = 0,
     ) -> None:
         super().__init__()
         if not border_width >= 1:
@@ -61,8 +67,11 @@ class BorderUNet(FoldedMaps):
         if not border_weight > 0:
             raise InputError(f"border_weight must be above 0, got {border_weight}")
         self.border_width, self.border_weight = border_width, border_weight
-        features = self.prepare(classes, channels, fold, base, depth, norm, backbone)
-        self.head = Unfold(features, 3, fold)
+        features = self.prepare(
+            classes, channels, fold, base, depth, norm, backbone,
+            dimensions=dimensions, anisotropy=anisotropy, flat=flat,
+        )  # fmt: skip
+        self.head = Unfold(features, 3, fold, dimensions)
         self.thresholds = {"foreground": 0.5, "interior": 0.5}
 
     @classmethod
@@ -71,7 +80,7 @@ class BorderUNet(FoldedMaps):
         return Recipe(epochs=100, batch_size=8, crop=256, learning_rate=1e-3, noise=0.02, contrast=(0.6, 2.0))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Outputs of images (B, C, H, W).
+        """Outputs of images (B, C, H, W), or of volumes (B, C, D, H, W), whose maps are (D, H, W) likewise.
 
         Returns:
             ``parts`` (B, 3, H, W) logits of background, interior and border; with several categories ``category``
@@ -85,7 +94,7 @@ class BorderUNet(FoldedMaps):
         from everymask.ops.neighbour_distance import border_classes
 
         ids = self.objects(segments)
-        parts = np.where(ids == VOID, VOID, border_classes(ids, self.border_width))
+        parts = np.where(ids == VOID, VOID, border_classes(ids, self.border_width, self.spacing))
         return {"parts": torch.from_numpy(parts)} | self.common_targets(segments, ids)
 
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,12 +109,12 @@ class BorderUNet(FoldedMaps):
 
         probabilities = outputs["parts"].float().softmax(1)
         found = []
-        for i, (height, width) in enumerate(sizes):
-            background, interior, _ = probabilities[i, :, :height, :width].cpu().numpy()
+        for i, size in enumerate(sizes):
+            background, interior, _ = probabilities[i][:, *map(slice, size)].cpu().numpy()
             foreground = 1 - background
             mask = foreground > self.thresholds["foreground"]
             ids = watershed(-interior, seeds_of(mask & (interior > self.thresholds["interior"])), mask)
             score = mean_inside(ids, int(ids.max(initial=0)), foreground)
             category = self.object_classes(outputs, i, ids)
-            found.append(Segments((height, width), category, LabelMap(ids), score=np.clip(score, 0, 1)))
+            found.append(Segments(size, category, LabelMap(ids), score=np.clip(score, 0, 1)))
         return found

@@ -41,6 +41,9 @@ PATCH = 8
 class Cellpose(Method):
     """Flows to the middle of each object.
 
+    Volumes are segmented by a network for images: it is applied to the planes of the three directions, whose results
+    are joined to one flow with three components (`everymask.ops.three_views`). It is trained with planes.
+
     The default network is that of Cellpose 1 to 3, whose published weights take 2 channels (cytoplasm, nuclei) and
     objects of 30 pixels (17 for nuclei). ``network="sam"`` is that of Cellpose-SAM. Weights of both load by
     ``--weights``, and for the latter those of Segment Anything to start from.
@@ -68,6 +71,8 @@ class Cellpose(Method):
     metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"foreground": (-3.0, 3.0), "flow_error": (0.2, 0.4, 0.8)}
     logit_layers: ClassVar[tuple[str, ...]] = ("category",)
+    three_views: ClassVar[bool] = True
+    """Volumes may be predicted plane by plane in all three directions (see `everymask.ops.three_views`)."""
 
     body: CellposeUNet | SamEncoder | UNetDecoder
     diameter: Tensor
@@ -150,8 +155,9 @@ class Cellpose(Method):
 
     @classmethod
     def preprocessing(cls, channels: int) -> Preprocessing:
-        """Percentiles 1 and 99 of each channel become 0 and 1."""
-        return Preprocessing(channels=channels, high=99.0, per_channel=True)
+        """Percentiles 1 and 99 of each channel become 0 and 1; of two channels, the second one may be missing."""
+        missing: Literal["repeat", "empty"] = "empty" if channels == 2 else "repeat"
+        return Preprocessing(channels=channels, high=99.0, per_channel=True, missing=missing)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Outputs of images (B, C, H, W).
@@ -211,15 +217,16 @@ class Cellpose(Method):
     def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Pixels that end at the same place are an object; those whose flows differ from what it would have go.
 
-        An object's score is the mean probability of its pixels to belong to an object.
+        An object's score is the mean probability of its pixels to belong to an object. In volumes no object is dropped
+        for its flows, as in the official program.
         """
         from everymask.ops.flow_masks import flow_labels
         from everymask.ops.watershed import mean_inside
 
         flows, logits = outputs["flow"].float().cpu(), outputs["cell"].float().cpu()
         found = []
-        for i, (height, width) in enumerate(sizes):
-            window = (..., slice(height), slice(width))
+        for i, size in enumerate(sizes):
+            window = (..., *(slice(length) for length in size))
             ids = flow_labels(
                 flows[i][window].numpy(),
                 logits[i, 0][window].numpy(),
@@ -238,7 +245,7 @@ class Cellpose(Method):
                 chances = outputs["category"][i, 1:][window].float().log_softmax(0).cpu().numpy()
                 votes = [np.bincount(ids.ravel(), chance.ravel(), count + 1)[1:] for chance in chances]
                 category = np.argmax(votes, axis=0).astype(np.int64)
-            found.append(Segments((height, width), category, LabelMap(ids), score=score.clip(0, 1)))
+            found.append(Segments(size, category, LabelMap(ids), score=score.clip(0, 1)))
         return found
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from everymask.errors import InputError, unknown_name
-from everymask.layers.unet import Norm
+from everymask.layers.unet import Dimensions, Norm
 from everymask.losses import binary_cross_entropy
 from everymask.methods.bottom_up.folded_maps import FoldedMaps, Unfold
 from everymask.methods.bottom_up.objects import turned_back
@@ -35,7 +35,7 @@ WEIGHT_REACH = 9.0
 """Pixels from the nearest object at which the weight of the background has fallen to its least."""
 
 EULER_STEP = math.sqrt(2) / SCALE
-"""Time step of the trajectories in the loss: the flow of an object leads as far as to a corner neighbour."""
+"""Time step of the trajectories in the loss: the flow of an object leads as far as from a pixel to one askew of it."""
 
 
 class Omnipose(FoldedMaps):
@@ -43,6 +43,9 @@ class Omnipose(FoldedMaps):
 
     The threshold ``mask`` is the distance in pixels above which a pixel surely belongs to an object; those up to 1
     below it belong to one if they are connected to such a pixel.
+
+    Volumes need planes that are as far apart as pixels: distances and neighbours are counted in voxels here as in the
+    official program. Bring others to cubic voxels before.
 
     Args:
         classes: Number of categories K. With more than one a class head is added.
@@ -52,12 +55,14 @@ class Omnipose(FoldedMaps):
         clustering: How the pixels that came together are found: ``always`` by distance, ``never`` on the pixel grid,
             ``small`` by distance where objects are at most 12 pixels wide (see `everymask.ops.omnipose_masks`).
         steps: Steps that pixels follow the flow; fewer leave touching objects together, more tear thin bodies.
-        min_size: Objects of fewer pixels are dropped.
+        min_size: Objects of fewer pixels (voxels) are dropped.
         fold: Side in pixels of the cells that the network works on, 1, 2 or 4; 2 takes a quarter of the time of 1.
         base: Features of the first U-Net level.
         depth: Poolings of the U-Net.
         norm: Normalisation.
-        backbone: A network of timm as the encoder, such as ``resnet34``; empty for the U-Net.
+        backbone: A network of timm as the encoder, such as ``resnet34``; empty for the U-Net. Not for volumes.
+        dimensions: 2 for images, 3 for volumes.
+        flat: Of volumes, the first poolings that leave the planes alone, for volumes of few planes.
     """
 
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"mask": (-1.0, 1.0)}
@@ -75,6 +80,8 @@ class Omnipose(FoldedMaps):
         depth: int = 3,
         norm: Norm = "batch",
         backbone: str = "",
+        dimensions: Dimensions = 2,
+        flat: int = 0,
     ) -> None:
         super().__init__()
         from everymask.ops.omnipose_masks import Clustering
@@ -84,9 +91,11 @@ class Omnipose(FoldedMaps):
         if steps < 0 or min_size < 0:
             raise InputError(f"steps and min_size must be at least 0, got {steps} and {min_size}")
         self.clustering, self.steps, self.min_size = clustering, steps, min_size
-        features = self.prepare(classes, channels, fold, base, depth, norm, backbone)
-        self.maps = Unfold(features, 4 if boundary else 3, fold)
+        features = self.prepare(classes, channels, fold, base, depth, norm, backbone, dimensions=dimensions, flat=flat)
+        self.maps = Unfold(features, dimensions + 1 + boundary, fold, dimensions)
         self.context += 4  # as far as pixels move
+        if dimensions == 3:
+            self.depth_context += 4
         self.thresholds = {"mask": 0.0}
 
     @classmethod
@@ -106,14 +115,15 @@ class Omnipose(FoldedMaps):
         Returns:
             ``flow`` (B, 2, H, W), down and right, of length 5 where it is certain; ``distance`` (B, 1, H, W) in pixels,
             negative outside objects; perhaps ``boundary`` (B, 1, H, W) logits; and with several categories
-            ``category`` (B, K + 1, H, W) logits, background first.
+            ``category`` (B, K + 1, H, W) logits, background first. For volumes (B, C, D, H, W) each (B, ?, D, H, W),
+            and ``flow`` has three components, from plane to plane, down and right.
         """
         (features,) = self.features(images)
-        maps = self.maps(features)
+        maps, axes = self.maps(features), self.dimensions
         # The network's own numbers stay about as large as its features.
-        outputs = {"flow": SCALE * maps[:, :2], "distance": SCALE * maps[:, 2:3]}
-        if maps.shape[1] > 3:
-            outputs["boundary"] = maps[:, 3:]
+        outputs = {"flow": SCALE * maps[:, :axes], "distance": SCALE * maps[:, axes : axes + 1]}
+        if maps.shape[1] > axes + 1:
+            outputs["boundary"] = maps[:, axes + 1 :]
         return outputs | self.category_logits(features)
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
@@ -134,7 +144,7 @@ class Omnipose(FoldedMaps):
             "distance": np.where(ids > 0, distance, np.float32(outside))[None],
             "weight": gaussian_filter(nearness, 1, mode="nearest")[None] + np.float32(0.5),
         }
-        if self.maps.linear.out_channels > 3 * self.fold**2:
+        if self.maps.linear.out_channels > (self.dimensions + 1) * self.fold**2:
             maps["boundary"] = label_boundaries(ids)[None]
         targets = {name: torch.from_numpy(each.astype(np.float32, copy=False)) for name, each in maps.items()}
         return targets | self.common_targets(segments, ids)
@@ -188,8 +198,8 @@ class Omnipose(FoldedMaps):
 
         flows, distances = outputs["flow"].float().cpu(), outputs["distance"].float().cpu()
         found = []
-        for i, (height, width) in enumerate(sizes):
-            window = (..., slice(height), slice(width))
+        for i, size in enumerate(sizes):
+            window = (..., *(slice(length) for length in size))
             flow = flows[i][window].numpy()
             ids = omnipose_masks(
                 flow,
@@ -202,7 +212,7 @@ class Omnipose(FoldedMaps):
             category = self.object_classes(outputs, i, ids)
             lengths = np.sqrt(np.square(flow).sum(0)).clip(max=SCALE) / SCALE
             score = mean_inside(ids, len(category), lengths).clip(0, 1)
-            found.append(Segments((height, width), category, LabelMap(ids), score=score))
+            found.append(Segments(size, category, LabelMap(ids), score=score))
         return found
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:

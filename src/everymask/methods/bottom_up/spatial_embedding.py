@@ -17,11 +17,11 @@ from torch.nn import functional
 
 from everymask.errors import InputError, unknown_name
 from everymask.layers.erfnet import BranchedERFNet
-from everymask.layers.unet import UNet, initialise
+from everymask.layers.unet import Dimensions, UNet, check_dimensions, initialise
 from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses.spatial_embedding import SHARPNESS, spatial_embedding
 from everymask.methods.base import Method
-from everymask.methods.bottom_up.objects import learnt_ids, turned_back
+from everymask.methods.bottom_up.objects import learnt_ids, pixel_spacing, turned_back
 from everymask.methods.preparation import decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
@@ -63,6 +63,10 @@ class SpatialEmbedding(Method):
         foreground_weight: Weight of the seed scores inside objects, relative to those outside.
         smallest: Objects have more pixels than this.
         overlap: Share of a proposed object's pixels that must not belong to another yet, 0..1.
+        dimensions: 2 for images, 3 for volumes.
+        anisotropy: Of volumes, the distance between planes in pixels.
+        flat: Of volumes, the first poolings (of ERFNet: of its three halvings) that leave the planes alone, where these
+            lie further apart than pixels.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
@@ -86,6 +90,9 @@ class SpatialEmbedding(Method):
         foreground_weight: float = 10.0,
         smallest: int = 36,
         overlap: float = 0.5,
+        dimensions: Dimensions = 2,
+        anisotropy: float = 1.0,
+        flat: int = 0,
     ) -> None:
         super().__init__()
         if min(classes, channels, base) < 1 or smallest < 0:
@@ -97,24 +104,28 @@ class SpatialEmbedding(Method):
             raise InputError(f"overlap must be in 0..1, got {overlap}")
         if centre not in get_args(Centre):
             raise unknown_name("centre", centre, get_args(Centre))
+        self.spacing = pixel_spacing(dimensions, anisotropy, backbone)
         self.classes, self.channels, self.centre = classes, channels, centre
+        self.dimensions, self.anisotropy = dimensions, anisotropy
         self.instance_weight, self.variance_weight = instance_weight, variance_weight
         self.seed_weight, self.foreground_weight = seed_weight, foreground_weight
         self.smallest, self.overlap = smallest, overlap
         # The papers take seeds of 0.9 and above, which scores reach only late in a long training.
         self.thresholds = {"foreground": 0.5, "seed": 0.7}
         self.body: BranchedERFNet | _TwoHeads
+        groups = (2 * dimensions, classes)
         if backbone:
+            check_dimensions(dimensions, flat, depth)
             self.backbone = decoder_pyramid(backbone, channels)
-            self.body = _TwoHeads(UNetDecoder(self.backbone.widths), classes)
+            self.body = _TwoHeads(UNetDecoder(self.backbone.widths), groups)
             self.stride, self.context = self.backbone.stride, 4 * self.backbone.stride
         elif network == "erfnet":
-            self.body = BranchedERFNet(channels, (4, classes), base, repeats, dropout)
-            self.stride, self.context = self.body.stride, self.body.radius
+            self.body = BranchedERFNet(channels, groups, base, repeats, dropout, dimensions, flat)
+            self._measure(self.body)
         elif network == "unet":
-            unet = UNet(channels, base, depth, norm="batch")
-            self.body = _TwoHeads(unet, classes)
-            self.stride, self.context = 2**depth, unet.radius
+            unet = UNet(channels, base, depth, norm="batch", dimensions=dimensions, flat=flat)
+            self.body = _TwoHeads(unet, groups, dimensions)
+            self._measure(unet)
         else:
             raise unknown_name("network", network, get_args(Network))
         initialise(self.body)
@@ -122,36 +133,45 @@ class SpatialEmbedding(Method):
             nn.init.zeros_(head.weight)  # type: ignore[arg-type]
             nn.init.constant_(head.bias, bias)  # type: ignore[arg-type]
 
+    def _measure(self, network: BranchedERFNet | UNet) -> None:
+        """Takes over what sizes the network needs, and how far it sees."""
+        self.stride, self.context = network.stride, network.radius
+        if self.dimensions == 3:
+            self.depth_stride, self.depth_context = network.depth_stride, network.depth_radius
+
     @classmethod
     def recipe(cls) -> Recipe:
         """The weight decay and the symmetries of EmbedSeg, with AdamW and a cosine schedule."""
         return Recipe(epochs=100, batch_size=8, crop=256, learning_rate=1e-3, contrast=(0.6, 2.0))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Outputs of images (B, C, H, W).
+        """Outputs of images (B, C, H, W) or volumes (B, C, D, H, W).
 
         Returns:
             ``offset`` (B, 2, H, W) y, x before the hyperbolic tangent, ``sigma`` (B, 2, H, W) y, x, and ``seed``
-            (B, K, H, W) logits.
+            (B, K, H, W) logits; of volumes (B, 3, D, H, W) z, y, x and (B, K, D, H, W).
         """
         embedding, seed = self.body(self.backbone(images) if hasattr(self, "backbone") else images)
         if hasattr(self, "backbone"):
             # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
             embedding, seed = (_resized(each, images.shape[-2:]) for each in (embedding, seed))
-        offset, sigma = embedding.float().split(2, dim=1)
+        offset, sigma = embedding.float().split(self.dimensions, dim=1)
         return {"offset": offset * OFFSET_STEP, "sigma": SIGMA_START + sigma * SIGMA_STEP, "seed": seed}
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
-        """``labels`` (H, W); at each pixel of an object ``centres`` (2, H, W), y, x in pixels, and its ``category``."""
+        """``labels`` (H, W); at each pixel of an object ``centres`` (2, H, W), y, x in pixels, and its ``category``.
+
+        Of volumes ``labels`` (D, H, W) and ``centres`` (3, D, H, W), all of them in pixels of a plane, z as well.
+        """
         from everymask.ops.embedding_clusters import object_centres
 
         ids = learnt_ids(segments).astype(np.int64)
-        centres = np.zeros((len(segments) + 1, 2), np.float32)
-        found = object_centres(ids, self.centre)
-        centres[1 : len(found) + 1] = found
+        centres = np.zeros((len(segments) + 1, ids.ndim), np.float32)
+        found = object_centres(ids, self.centre, self.spacing)
+        centres[1 : len(found) + 1] = found * self.spacing
         targets = {
             "labels": torch.from_numpy(ids),
-            "centres": torch.from_numpy(centres[np.maximum(ids, 0)].transpose(2, 0, 1).copy()),
+            "centres": torch.from_numpy(np.moveaxis(centres[np.maximum(ids, 0)], -1, 0).copy()),
         }
         if self.classes > 1:
             category = np.concatenate([[0], segments.category])
@@ -161,7 +181,7 @@ class SpatialEmbedding(Method):
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms ``instance``, ``variance`` and ``seed`` of `everymask.losses.spatial_embedding`."""
         terms = spatial_embedding(
-            embeddings(outputs["offset"]),
+            embeddings(outputs["offset"], self.anisotropy),
             outputs["sigma"],
             outputs["seed"].sigmoid(),
             targets["labels"],
@@ -179,14 +199,14 @@ class SpatialEmbedding(Method):
         """Greedy clustering of the pixels whose seed score is highest for a category, one category after the other."""
         from everymask.ops.embedding_clusters import cluster_embeddings
 
-        places = embeddings(outputs["offset"].float()).cpu().numpy()
+        places = embeddings(outputs["offset"].float(), self.anisotropy).cpu().numpy()
         log_scale = SHARPNESS * outputs["sigma"].float().cpu().numpy()
         seeds = outputs["seed"].float().sigmoid().cpu().numpy()
         found = []
-        for i, (height, width) in enumerate(sizes):
-            window = (i, slice(None), slice(height), slice(width))
+        for i, size in enumerate(sizes):
+            window = (i, slice(None), *map(slice, size))
             seed, best = seeds[window], seeds[window].argmax(axis=0)
-            ids, scores = np.zeros((height, width), np.int32), [np.zeros(0)]
+            ids, scores = np.zeros(size, np.int32), [np.zeros(0)]
             for k in range(self.classes):
                 labels, score = cluster_embeddings(
                     places[window],
@@ -200,34 +220,45 @@ class SpatialEmbedding(Method):
                 ids[labels > 0] = labels[labels > 0] + sum(map(len, scores))
                 scores.append(score)
             category = np.repeat(np.arange(self.classes), [len(each) for each in scores[1:]])
-            found.append(Segments((height, width), category, LabelMap(ids), score=np.concatenate(scores)))
+            found.append(Segments(size, category, LabelMap(ids), score=np.concatenate(scores)))
         return found
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and with them the offsets and the axes of the bandwidths."""
         undone = super().undo_dihedral(outputs, flip, turns)
-        sigma = undone["sigma"].flip(1) if turns % 2 else undone["sigma"]
+        sigma = undone["sigma"]
+        if turns % 2:
+            sigma = torch.cat([sigma[:, :-2], sigma[:, -2:].flip(1)], dim=1)
         return undone | {"offset": turned_back(undone["offset"], flip, turns), "sigma": sigma}
 
 
-def embeddings(offset: Tensor) -> Tensor:
-    """Where each pixel says that its centre is: (B, 2, H, W) y, x in units of `UNIT` pixels, from the first pixel on.
+def embeddings(offset: Tensor, anisotropy: float = 1.0) -> Tensor:
+    """Where each pixel says that its centre is, in units of `UNIT` pixels, from the first pixel on.
 
     Args:
-        offset: (B, 2, H, W) of the network.
+        offset: (B, 2, H, W) y, x or (B, 3, D, H, W) z, y, x of the network.
+        anisotropy: Distance between planes in pixels.
+
+    Returns:
+        The same shape.
     """
-    rows = torch.arange(offset.shape[2], device=offset.device, dtype=offset.dtype) / UNIT
-    columns = torch.arange(offset.shape[3], device=offset.device, dtype=offset.dtype) / UNIT
-    return offset.tanh() + torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+
+    def positions(axis: int) -> Tensor:
+        return torch.arange(offset.shape[axis], device=offset.device, dtype=offset.dtype) / UNIT
+
+    rows, columns = positions(-2), positions(-1)
+    axes = [rows, columns] if offset.ndim == 4 else [positions(-3) * anisotropy, rows, columns]
+    return offset.tanh() + torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 class _TwoHeads(nn.Module):
     """The two groups of outputs as linear maps of the same features."""
 
-    def __init__(self, body: UNet | UNetDecoder, classes: int) -> None:
+    def __init__(self, body: UNet | UNetDecoder, widths: Sequence[int], dimensions: Dimensions = 2) -> None:
         super().__init__()
         self.body = body
-        self.heads = nn.ModuleList(nn.Conv2d(body.width, width, 1) for width in (4, classes))
+        head = nn.Conv2d if dimensions == 2 else nn.Conv3d
+        self.heads = nn.ModuleList(head(body.width, width, 1) for width in widths)
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         features = self.body(inputs)
