@@ -64,15 +64,35 @@ def omnipose_masks(
         InputError: The shapes do not belong together, values are not finite, or an option is out of range.
     """
     flow, distance = _checked_fields(flow, distance)
-    if clustering not in get_args(Clustering):
-        raise unknown_name("clustering", clustering, get_args(Clustering))
-    if steps < 0 or minimum_area < 0:
-        raise InputError(f"steps, minimum_area: got {steps} and {minimum_area}, expected numbers of 0 or more")
+    check_options(clustering, steps, minimum_area)
     regions, count = foreground(distance, threshold)
-    labels = np.zeros(distance.shape, np.int32)
     if count == 0:
-        return labels
+        return np.zeros(distance.shape, np.int32)
     ends = suppressed_euler(converging_field(flow, regions), regions, steps)
+    return objects_of_ends(ends, regions, distance, clustering, minimum_area)
+
+
+def objects_of_ends(
+    ends: NDArray[np.float32],
+    regions: NDArray[np.int32],
+    distance: NDArray[np.floating],
+    clustering: Clustering = "always",
+    minimum_area: int = 0,
+) -> NDArray[np.int32]:
+    """The last step of `omnipose_masks`: objects of the pixels that ended together.
+
+    Args:
+        ends: From `suppressed_euler`, at least one.
+        regions: From `foreground`.
+        distance: Distances (...) in pixels.
+        clustering: See `omnipose_masks`.
+        minimum_area: Smaller objects are dropped.
+
+    Returns:
+        Labels (...) of 1..N in the order in which the objects are met along the rows, 0 background.
+    """
+    labels = np.zeros(distance.shape, np.int32)
+    count = int(regions.max())
     places = np.flatnonzero(regions)
     region = regions.ravel()[places]
     by_distance = np.full(count + 1, clustering == "always")
@@ -88,6 +108,18 @@ def omnipose_masks(
         objects[~chosen] = _connected_ends(ends[~chosen], region[~chosen], distance.shape) + objects.max() + 1
     labels.ravel()[places] = _numbered(objects, minimum_area)
     return labels
+
+
+def check_options(clustering: str, steps: int, minimum_area: int) -> None:
+    """Checks the options of `omnipose_masks`.
+
+    Raises:
+        InputError: One is out of range.
+    """
+    if clustering not in get_args(Clustering):
+        raise unknown_name("clustering", clustering, get_args(Clustering))
+    if steps < 0 or minimum_area < 0:
+        raise InputError(f"steps, minimum_area: got {steps} and {minimum_area}, expected numbers of 0 or more")
 
 
 def foreground(distance: NDArray[np.floating], threshold: float = 0.0) -> tuple[NDArray[np.int32], int]:

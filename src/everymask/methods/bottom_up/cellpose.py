@@ -27,7 +27,7 @@ from everymask.losses import binary_cross_entropy, cross_entropy
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.cellpose_size import SizeModel, fit_size_model, object_diameter
 from everymask.methods.bottom_up.cellpose_weights import from_cellpose
-from everymask.methods.bottom_up.objects import learnt_ids, turned_back
+from everymask.methods.bottom_up.objects import learnt_ids, on_accelerator, turned_back
 from everymask.methods.preparation import decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
@@ -220,25 +220,16 @@ class Cellpose(Method):
         An object's score is the mean probability of its pixels to belong to an object. In volumes no object is dropped
         for its flows, as in the official program.
         """
-        from everymask.ops.flow_masks import flow_labels
         from everymask.ops.watershed import mean_inside
 
-        flows, logits = outputs["flow"].float().cpu(), outputs["cell"].float().cpu()
         found = []
         for i, size in enumerate(sizes):
             window = (..., *(slice(length) for length in size))
-            ids = flow_labels(
-                flows[i][window].numpy(),
-                logits[i, 0][window].numpy(),
-                foreground_threshold=self.thresholds["foreground"],
-                flow_threshold=self.thresholds["flow_error"],
-                min_size=self.min_size,
-                max_fraction=self.max_fraction,
-                parallel=True,
-            )
+            flow, logit = outputs["flow"][i][window].float(), outputs["cell"][i, 0][window].float()
+            ids = self._labels(flow, logit)
             count = int(ids.max(initial=0))
             # Pixels of filled holes may have any logit, not a number among them.
-            probability = logits[i, 0][window].sigmoid().nan_to_num(0.0).numpy()
+            probability = logit.sigmoid().nan_to_num(0.0).cpu().numpy()
             score = mean_inside(ids, count, probability)
             category = np.zeros(count, np.int64)
             if "category" in outputs and count:
@@ -247,6 +238,22 @@ class Cellpose(Method):
                 category = np.argmax(votes, axis=0).astype(np.int64)
             found.append(Segments(size, category, LabelMap(ids), score=score.clip(0, 1)))
         return found
+
+    def _labels(self, flow: Tensor, logit: Tensor) -> NDArray[np.int32]:
+        """Ids (...) of the objects of a flow (axes, ...) and a logit (...), found where these are."""
+        options: dict[str, Any] = {
+            "foreground_threshold": self.thresholds["foreground"],
+            "flow_threshold": self.thresholds["flow_error"],
+            "min_size": self.min_size,
+            "max_fraction": self.max_fraction,
+        }
+        if on_accelerator(flow):
+            from everymask.ops import flow_torch
+
+            return flow_torch.flow_labels(flow, logit, **options)
+        from everymask.ops import flow_masks
+
+        return flow_masks.flow_labels(flow.cpu().numpy(), logit.cpu().numpy(), **options, parallel=True)
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and the vectors with them."""

@@ -1,4 +1,4 @@
-"""What bottom-up methods share: options of volumes, which pixels are learnt as which object, how vectors turn."""
+"""What bottom-up methods share: options of volumes, pixels that are learnt, where is decoded, how vectors turn."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def pixel_spacing(dimensions: int, anisotropy: float, backbone: str = "") -> tup
     if dimensions == 3 and backbone:
         raise InputError(f"backbones are for images (dimensions 2); leave out backbone {backbone} with dimensions 3")
     return (1.0, 1.0) if dimensions == 2 else (float(anisotropy), 1.0, 1.0)
+
+
+def on_accelerator(outputs: Tensor) -> bool:
+    """Whether outputs are decoded by the kernels with torch, where they are.
+
+    Of the accelerators that of Apple has no numbers of 64 bits, which the kernels need.
+    """
+    return outputs.device.type not in ("cpu", "mps")
 
 
 def turned_back(vectors: Tensor, flip: bool, turns: int) -> Tensor:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,7 +25,7 @@ from everymask.errors import InputError, unknown_name
 from everymask.layers.unet import Dimensions, Norm
 from everymask.losses import binary_cross_entropy
 from everymask.methods.bottom_up.folded_maps import FoldedMaps, Unfold
-from everymask.methods.bottom_up.objects import turned_back
+from everymask.methods.bottom_up.objects import on_accelerator, turned_back
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments
 
@@ -193,27 +194,34 @@ class Omnipose(FoldedMaps):
 
         A network that is not certain of a direction predicts the mean of several, which is shorter.
         """
-        from everymask.ops.omnipose_masks import omnipose_masks
         from everymask.ops.watershed import mean_inside
 
-        flows, distances = outputs["flow"].float().cpu(), outputs["distance"].float().cpu()
         found = []
         for i, size in enumerate(sizes):
             window = (..., *(slice(length) for length in size))
-            flow = flows[i][window].numpy()
-            ids = omnipose_masks(
-                flow,
-                distances[i, 0][window].numpy(),
-                self.thresholds["mask"],
-                clustering=self.clustering,  # type: ignore[arg-type] - checked by the constructor
-                steps=self.steps,
-                minimum_area=self.min_size,
-            )
+            flow, distance = outputs["flow"][i][window].float(), outputs["distance"][i, 0][window].float()
+            ids = self._labels(flow, distance)
             category = self.object_classes(outputs, i, ids)
-            lengths = np.sqrt(np.square(flow).sum(0)).clip(max=SCALE) / SCALE
+            lengths = (flow.square().sum(0).sqrt().clamp(max=SCALE) / SCALE).cpu().numpy()
             score = mean_inside(ids, len(category), lengths).clip(0, 1)
             found.append(Segments(size, category, LabelMap(ids), score=score))
         return found
+
+    def _labels(self, flow: Tensor, distance: Tensor) -> NDArray[np.int32]:
+        """Ids (...) of the objects of a flow (axes, ...) and a distance (...); pixels move where these are."""
+        threshold = self.thresholds["mask"]
+        options: dict[str, Any] = {
+            "clustering": self.clustering,
+            "steps": self.steps,
+            "minimum_area": self.min_size,
+        }
+        if on_accelerator(flow):
+            from everymask.ops import omnipose_torch
+
+            return omnipose_torch.omnipose_masks(flow, distance, threshold, **options)
+        from everymask.ops import omnipose_masks
+
+        return omnipose_masks.omnipose_masks(flow.cpu().numpy(), distance.cpu().numpy(), threshold, **options)
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and the vectors with them."""

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,7 +22,7 @@ from everymask.layers.unet import Dimensions, UNet, check_dimensions, initialise
 from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses.spatial_embedding import SHARPNESS, spatial_embedding
 from everymask.methods.base import Method
-from everymask.methods.bottom_up.objects import learnt_ids, pixel_spacing, turned_back
+from everymask.methods.bottom_up.objects import learnt_ids, on_accelerator, pixel_spacing, turned_back
 from everymask.methods.preparation import decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
@@ -197,31 +198,34 @@ class SpatialEmbedding(Method):
 
     def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Greedy clustering of the pixels whose seed score is highest for a category, one category after the other."""
-        from everymask.ops.embedding_clusters import cluster_embeddings
-
-        places = embeddings(outputs["offset"].float(), self.anisotropy).cpu().numpy()
-        log_scale = SHARPNESS * outputs["sigma"].float().cpu().numpy()
-        seeds = outputs["seed"].float().sigmoid().cpu().numpy()
+        places = embeddings(outputs["offset"].float(), self.anisotropy)
+        log_scale = SHARPNESS * outputs["sigma"].float()
+        seeds = outputs["seed"].float().sigmoid()
         found = []
         for i, size in enumerate(sizes):
             window = (i, slice(None), *map(slice, size))
-            seed, best = seeds[window], seeds[window].argmax(axis=0)
+            seed, best = seeds[window], seeds[window].argmax(dim=0)
             ids, scores = np.zeros(size, np.int32), [np.zeros(0)]
             for k in range(self.classes):
-                labels, score = cluster_embeddings(
-                    places[window],
-                    log_scale[window],
-                    np.where(best == k, seed[k], 0),
-                    self.thresholds["foreground"],
-                    self.thresholds["seed"],
-                    self.smallest,
-                    self.overlap,
-                )
+                labels, score = self._clusters(places[window], log_scale[window], seed[k].where(best == k, 0))
                 ids[labels > 0] = labels[labels > 0] + sum(map(len, scores))
                 scores.append(score)
             category = np.repeat(np.arange(self.classes), [len(each) for each in scores[1:]])
             found.append(Segments(size, category, LabelMap(ids), score=np.concatenate(scores)))
         return found
+
+    def _clusters(
+        self, places: Tensor, log_scale: Tensor, seed: Tensor
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Ids and scores of the objects of one category; the embeddings are sorted where they are."""
+        options = self.thresholds["foreground"], self.thresholds["seed"], self.smallest, self.overlap
+        if on_accelerator(seed):
+            from everymask.ops import embedding_torch
+
+            return embedding_torch.cluster_embeddings(places, log_scale, seed, *options)
+        from everymask.ops.embedding_clusters import cluster_embeddings
+
+        return cluster_embeddings(places.cpu().numpy(), log_scale.cpu().numpy(), seed.cpu().numpy(), *options)
 
     def undo_dihedral(self, outputs: Mapping[str, Tensor], flip: bool, turns: int) -> dict[str, Tensor]:
         """Turns the maps back, and with them the offsets and the axes of the bandwidths."""
