@@ -191,7 +191,7 @@ def test_missing_images_are_listed(tmp_path: Path) -> None:
 
 
 def test_a_data_set_with_its_own_parts_trains_and_validates_on_them(tmp_path: Path) -> None:
-    from everymask.model import hold_out
+    from everymask.data.parts import hold_out
 
     for part in ("train", "val"):
         coco(tmp_path / part)

@@ -13,8 +13,9 @@ import torch
 from test_methods import discs
 
 import everymask
+from everymask.data.parts import hold_out
 from everymask.errors import InputError
-from everymask.model import Model, hold_out
+from everymask.model import Model
 from everymask.types import Categories, Category, Dataset, Sample, Segments, Task
 
 

@@ -74,8 +74,8 @@ class Runs:
     @cached_property
     def validation(self) -> Dataset:
         """The images that methods are scored on; opened once for all."""
+        from everymask.data.parts import hold_out
         from everymask.formats import open_dataset
-        from everymask.model import hold_out
 
         if self.val is not None:
             open_dataset(self.data, format=self.format)

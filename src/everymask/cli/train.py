@@ -217,9 +217,10 @@ def _train(
     common: Common,
 ) -> None:
     from everymask.cli.output import Output
+    from everymask.data.parts import hold_out
     from everymask.errors import InputError
     from everymask.methods import method_class
-    from everymask.model import Model, hold_out
+    from everymask.model import Model
     from everymask.report.picture import save_png
 
     if os.environ.get("RANK", "0") != "0":

@@ -57,7 +57,7 @@ class Method(nn.Module, ABC):
     padding: ClassVar[float | None] = None
     """What lies beyond an image: the image itself, mirrored (None), or a value of the network's input."""
     antialias: ClassVar[bool] = True
-    """Whether images are smoothed when they are reduced for prediction; some published weights expect them not to be."""
+    """Whether images are smoothed when they are reduced for prediction; some published weights expect otherwise."""
 
     classes: int
     channels: int
