@@ -330,3 +330,13 @@ def test_methods_that_learn_from_unlabelled_images_get_them(
     assert main([*arguments, "--out", str(tmp_path / "run"), "--quiet"]) == 0
     start = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
     assert (start["images"], start["validation_images"]) == (9, 1)
+
+
+def test_options_of_any_kind_pick_the_recipe() -> None:
+    from everymask.cli.options import given_names
+
+    given = given_names(method_class("stardist"), ["stardist", "--dimensions", "3", "--rays", "many", "--norm", "none"])
+    assert given == {"dimensions": 3, "norm": "none"}
+    assert method_class("stardist").recipe_for(**given).planes > 0
+    given = given_names(method_class("cellpose"), ["cellpose", "--network", "sam"])
+    assert method_class("cellpose").recipe_for(**given).learning_rate == 1e-5

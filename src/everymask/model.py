@@ -372,8 +372,9 @@ class Model:
 
         whole = self.method.dimensions == 3
         # A wrong option is told at once, not for the first image.
+        predictor = self.predictor(tile=tile, tta=tta)
         if not whole and (stacks, anisotropy) != ("joined", 1.0):
-            check_stacks(self.predictor(tile=tile, tta=tta), stacks, anisotropy)
+            check_stacks(predictor, stacks, anisotropy)
 
         def predict(sample: Sample) -> Segments:
             predictor = self.predictor(tile=tile, tta=tta)

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from cyclopts import Group, Parameter
@@ -56,21 +56,28 @@ def _option_group(name: str, options: Sequence[tuple[str, Any, Any]], documented
     return Parameter(name="*", group=group)(made)
 
 
-def given_names(kind: type[Method], tokens: Sequence[str]) -> dict[str, str]:
-    """The texts that a command line, or the file behind its ``--config``, gives for constructor arguments of a method.
+def given_names(kind: type[Method], tokens: Sequence[str]) -> dict[str, Any]:
+    """What a command line, or the file behind its ``--config``, gives for constructor arguments of a method.
 
-    Those whose type is text, such as the name of a backbone: enough to pick the recipe before anything is parsed.
+    Those whose type is text, such as the name of a backbone, a whole number, or one of a few values: enough to pick the
+    recipe before anything is parsed. What does not fit the type is left out, and told when it is parsed.
     """
     hints = get_type_hints(kind.__init__)
     path = argument_of("--config", tokens)
     file: dict[str, Any] = {} if path is None else read_options_file(path)
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for name, hint in hints.items():
         option = name.replace("_", "-")
         value = argument_of(f"--{option}", tokens)
         value = file.get(option) if value is None else value
-        if hint is str and name not in GIVEN_BY_DATA and isinstance(value, str):
-            found[name] = value
+        if value is None or name in GIVEN_BY_DATA:
+            continue
+        if get_origin(hint) is Literal:
+            for each in get_args(hint):
+                if str(each) == str(value):
+                    found[name] = each
+        elif hint is str or (hint is int and str(value).isdecimal()):
+            found[name] = hint(value)
     return found
 
 

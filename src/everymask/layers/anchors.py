@@ -1,13 +1,14 @@
 """Anchors: reference boxes of given sizes and proportions around every cell of every feature map.
 
-Ren et al. 2015 (Faster R-CNN), sec. 3.1.1; rounding and order as in torchvision.
+Ren et al. 2015 (Faster R-CNN), sec. 3.1.1, and Liu et al. 2016 (SSD), sec. 2.2; rounding and order as in torchvision.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -57,8 +58,9 @@ class Anchors:
         """
         if len(grids) != len(self):
             raise InputError(f"anchors have sizes for {len(self)} feature maps, but there are {len(grids)}")
-        rounded = tuple((int(rows), int(columns)) for rows, columns in grids)
-        return _laid_out(self._cells, (int(size[0]), int(size[1])), rounded, torch.device(device))
+        if torch.compiler.is_exporting():
+            return _laid_out(self._cells, size, grids).to(device)  # sizes are symbols, which nothing is kept for
+        return _kept(_laid_out, self._cells, _whole(size), _whole_grids(grids), torch.device(device))
 
     def counts(self, grids: Sequence[Grid]) -> list[int]:
         """How many of the anchors belong to each map."""
@@ -79,14 +81,87 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     return (torch.stack([-widths, -heights, widths, heights], dim=1) / 2).round()
 
 
+class DefaultBoxes:
+    """The reference boxes of SSD, for square images of one size (Liu et al. 2016, sec. 2.2, eq. 4).
+
+    Each feature map has a scale s. Around the middle of every cell lie a square of side s, one of the geometric mean of
+    s and the next map's scale, and for each ratio a lying and a standing box of the area of the first square.
+
+    Args:
+        scales: Sides of the squares as shares of the image, finest map first, and one more for beyond the last map.
+        ratios: For each map, longer sides divided by shorter ones.
+        cells: For each map, how many cells fit along the image; the map may have another, cut off or beyond the edge.
+
+    Attributes:
+        per_cell: Boxes at a cell of each map.
+
+    Raises:
+        InputError: There is not one scale more than maps, or the scales do not rise from above 0.
+    """
+
+    def __init__(self, scales: Sequence[float], ratios: Sequence[Sequence[float]], cells: Sequence[float]) -> None:
+        if len(scales) != len(ratios) + 1 or not all(low < high for low, high in pairwise([0.0, *scales])):
+            raise InputError(
+                f"default boxes: {len(ratios)} feature maps need {len(ratios) + 1} rising scales above 0, got "
+                f"{tuple(scales)}"
+            )
+        sides: list[Cells] = []
+        for (scale, following), of_map in zip(pairwise(scales), ratios, strict=True):
+            of_cell = [(scale, scale), (math.sqrt(scale * following),) * 2]
+            for ratio in of_map:
+                long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+                of_cell += [(long, short), (short, long)]
+            # A box is no larger than the image, but may reach beyond its edges.
+            sides.append(tuple((min(width, 1.0), min(height, 1.0)) for width, height in of_cell))
+        self._sides, self._cells = tuple(sides), tuple(map(float, cells))
+        self.per_cell = tuple(len(each) for each in sides)
+
+    def __call__(self, grids: Sequence[Grid], device: torch.device) -> Tensor:
+        """Boxes (A, 4) x0, y0, x1, y1 as shares of the image, in the order of `Anchors`.
+
+        Args:
+            grids: (rows, columns) of each feature map, finest first.
+            device: Where to.
+        """
+        return _kept(_around_middles, self._sides, self._cells, _whole_grids(grids), torch.device(device))
+
+
+Cells = tuple[tuple[float, ...], ...]
+"""Of a feature map: numbers of each box at a cell."""
+
+
+def _whole(size: Grid) -> Grid:
+    return int(size[0]), int(size[1])
+
+
+def _whole_grids(grids: Sequence[Grid]) -> tuple[Grid, ...]:
+    return tuple(map(_whole, grids))
+
+
 @lru_cache(maxsize=16)
-def _laid_out(cells: tuple[tuple[Grid, ...], ...], size: Grid, grids: tuple[Grid, ...], device: torch.device) -> Tensor:
-    """`Anchors.__call__`. Kept tensors must serve training, too, even if the first to ask is a prediction."""
+def _kept(compute: Callable[..., Tensor], boxes: object, sizes: object, grids: object, device: torch.device) -> Tensor:
+    """What is computed, kept for the next time; it must serve training, too, even if a prediction asks first."""
     with torch.inference_mode(False):
-        levels = []
-        for cell, (rows, columns) in zip(cells, grids, strict=True):
-            y = torch.arange(rows, dtype=torch.float32) * (size[0] // rows)
-            x = torch.arange(columns, dtype=torch.float32) * (size[1] // columns)
-            places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1).repeat(1, 1, 2)
-            levels.append((places[:, :, None] + torch.tensor(cell)).reshape(-1, 4))
-        return torch.cat(levels).to(device)
+        return compute(boxes, sizes, grids).to(device)
+
+
+def _laid_out(cells: Sequence[Cells], size: Grid, grids: Sequence[Grid]) -> Tensor:
+    """`Anchors.__call__`."""
+    levels = []
+    for cell, (rows, columns) in zip(cells, grids, strict=True):
+        y = torch.arange(rows, dtype=torch.float32) * (size[0] // rows)
+        x = torch.arange(columns, dtype=torch.float32) * (size[1] // columns)
+        places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1).repeat(1, 1, 2)
+        levels.append((places[:, :, None] + torch.tensor(cell)).reshape(-1, 4))
+    return torch.cat(levels)
+
+
+def _around_middles(sides: Sequence[Cells], cells: Sequence[float], grids: Sequence[Grid]) -> Tensor:
+    """`DefaultBoxes.__call__`."""
+    levels = []
+    for of_map, number, (rows, columns) in zip(sides, cells, grids, strict=True):
+        y, x = ((torch.arange(length) + 0.5) / number for length in (rows, columns))
+        middles = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1)[:, :, None]
+        half = 0.5 * torch.tensor(of_map)
+        levels.append(torch.cat([middles - half, middles + half], dim=-1).reshape(-1, 4))
+    return torch.cat(levels)
