@@ -335,8 +335,10 @@ def test_methods_that_learn_from_unlabelled_images_get_them(
 def test_options_of_any_kind_pick_the_recipe() -> None:
     from everymask.cli.options import given_names
 
-    given = given_names(method_class("stardist"), ["stardist", "--dimensions", "3", "--rays", "many", "--norm", "none"])
-    assert given == {"dimensions": 3, "norm": "none"}
-    assert method_class("stardist").recipe_for(**given).planes > 0
+    line = ["stardist", "--dimensions", "3", "--rays", "many", "--norm", "none", "--anisotropy", "2"]
+    given = given_names(method_class("stardist"), line)
+    assert given == {"dimensions": 3, "norm": "none", "anisotropy": 2.0}
+    assert method_class("stardist").recipe_for(**given).planes == 48
+    assert method_class("omnipose").recipe_for(dimensions=3).planes == 32
     given = given_names(method_class("cellpose"), ["cellpose", "--network", "sam"])
     assert method_class("cellpose").recipe_for(**given).learning_rate == 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def _option_group(name: str, options: Sequence[tuple[str, Any, Any]], documented
 def given_names(kind: type[Method], tokens: Sequence[str]) -> dict[str, Any]:
     """What a command line, or the file behind its ``--config``, gives for constructor arguments of a method.
 
-    Those whose type is text, such as the name of a backbone, a whole number, or one of a few values: enough to pick the
+    Those whose type is text, such as the name of a backbone, a number, or one of a few values: enough to pick the
     recipe before anything is parsed. What does not fit the type is left out, and told when it is parsed.
     """
     hints = get_type_hints(kind.__init__)
@@ -76,8 +77,9 @@ def given_names(kind: type[Method], tokens: Sequence[str]) -> dict[str, Any]:
             for each in get_args(hint):
                 if str(each) == str(value):
                     found[name] = each
-        elif hint is str or (hint is int and str(value).isdecimal()):
-            found[name] = hint(value)
+        elif hint in (str, int, float):
+            with contextlib.suppress(ValueError):
+                found[name] = hint(value)
     return found
 
 

@@ -77,7 +77,7 @@ class ZarrImage:
             InputError: A piece is damaged, or compressed in a way that is not known.
         """
         if self.ndim == 4:
-            if isinstance(key, slice | tuple):
+            if not isinstance(key, int | np.integer):
                 planes, *window = key if isinstance(key, tuple) else (key,)
                 return np.stack([self[z][tuple(window)] for z in range(*planes.indices(self.shape[0]))])
             plane = range(self.shape[0])[int(key)]
