@@ -64,6 +64,9 @@ class Model:
         else:
             kind = method_class(method)
             check_options(kind, options)
+            if "stuff" in inspect.signature(kind).parameters:
+                stuff = tuple(index for index, each in enumerate(self.categories) if not each.is_thing)
+                options = {"stuff": stuff, **options}
             self.method = kind(classes=len(self.categories), channels=channels, **options)
         if self.method.classes != len(self.categories):
             raise InputError(
