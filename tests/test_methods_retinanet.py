@@ -218,7 +218,7 @@ def test_losses_and_gradients_are_those_of_torchvision(variant: str, kind: Any, 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.0), (0.5, 1.5)])
 def test_the_focal_loss_has_its_options(alpha: float, gamma: float) -> None:
-    method = small(3, alpha=alpha, gamma=gamma)
+    method = small(3, alpha=alpha, focusing=gamma)
     random = torch.Generator().manual_seed(0)
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 14.5], [0, 0, 10, 24], [50, 50, 60, 60]])[None]
     logits = 9 * torch.randn(1, 4, 3, generator=random)
@@ -335,7 +335,7 @@ def test_wrong_options_are_told() -> None:
         ({"anchor_sizes": (8.0, 16.0)}, "5 levels, got 2"),
         ({"detections": 0}, "1 or more"),
         ({"alpha": 1.5}, "alpha: got 1.5"),
-        ({"gamma": -1.0}, "gamma: got -1"),
+        ({"focusing": -1.0}, "focusing: got -1"),
         ({"box_loss": "l2"}, "unknown box_loss 'l2'"),
         ({"variant": "v3"}, "unknown variant 'v3'"),
         ({"variant": "v2", "width": 48}, "multiple of 32"),

@@ -371,9 +371,12 @@ def test_detections_are_cut_off_at_the_edges_and_left_out_in_the_padding() -> No
 
 
 def test_images_get_the_size_of_the_paper() -> None:
-    method = small(False, 1)
+    assert small(False, 1).magnification_for(400, 600) == 1
+    method = small(False, 1, shorter_side=800, longer_side=1333)
     assert method.magnification_for(400, 600) == 2
     assert method.magnification_for(600, 300) == pytest.approx(1333 / 600)
+    with pytest.raises(InputError, match="both 0 for images as they are"):
+        small(False, 1, shorter_side=800)
 
 
 def test_fixed_statistics_stay() -> None:

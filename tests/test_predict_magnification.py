@@ -174,3 +174,17 @@ def test_classifiers_have_no_magnification() -> None:
         Predictor(method, PLAIN, "cpu", magnification=2.0)
     with pytest.raises(InputError, match="'auto'"):
         Predictor(Toy.__new__(Blobs), PLAIN, "cpu", magnification="automatic")  # type: ignore[arg-type]
+
+
+def test_unsmoothed_images_are_those_of_torch_without_antialiasing():
+    import torch
+
+    image = np.random.default_rng(0).random((47, 64, 3)).astype(np.float32)
+    for factor in (0.37, 0.65, 1.3):
+        resized = MagnifiedImage(image, factor, smooth=False)
+        size = (int(factor * 47 + 1e-6), int(factor * 64 + 1e-6))
+        assert resized.shape == (*size, 3)
+        tensor = torch.from_numpy(image.transpose(2, 0, 1))[None]
+        expected = torch.nn.functional.interpolate(tensor, size=size, mode="bilinear", align_corners=False)
+        found = resized[0 : size[0], 0 : size[1]]
+        assert np.allclose(found, expected[0].numpy().transpose(1, 2, 0), atol=1e-5)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from everymask.methods.base import Method
 
 
+_BOXES = 256
+"""Least side in pixels of the example image for methods that find boxes, whose maps are up to 128 times as coarse."""
+
+
 class _Outputs(nn.Module):
     """The method's forward pass with a tuple instead of a dictionary, which ONNX does not know."""
 
@@ -61,6 +65,9 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
 
     method = method.eval().float().cpu()
     side = 2 * method.stride
+    if method.learns_from != "labels":
+        # The coarsest maps of box methods must have more than one pixel, or the exporter takes their size for fixed.
+        side = max(side, -(-_BOXES // method.stride) * method.stride)
     depth = [2 * method.depth_stride] if method.dimensions == 3 else []
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(2, method.channels, *depth, 2 * side, side, generator=generator)

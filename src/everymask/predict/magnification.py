@@ -67,7 +67,7 @@ class MagnifiedImage:
     Args:
         image: Any array that is read by slices, such as `numpy.memmap`: (H, W), (H, W, C) or (D, H, W, C).
         factor: Magnification of all axes of the image, or one for each of the first axes, such as (z, y, x) of a
-            volume; sides are rounded to whole pixels.
+            volume; sides are rounded to whole pixels, down where `smooth` is false, as those programs do.
         smooth: Take the mean where it is reduced; else interpolate between two pixels as well, as programs do whose
             weights expect that.
 
@@ -81,7 +81,9 @@ class MagnifiedImage:
         factors = [factor] * max(2, len(image.shape) - 1) if isinstance(factor, float | int) else factor
         sides = image.shape[: len(factors)]
         self._axes = len(factors)
-        resized = (max(1, round(each * side)) for each, side in zip(factors, sides, strict=True))
+        lengths = [each * side for each, side in zip(factors, sides, strict=True)]
+        # The rounding errors of a quotient of whole numbers must not cost a pixel.
+        resized = (max(1, round(each) if smooth else math.floor(each + 1e-6)) for each in lengths)
         self.shape: tuple[int, ...] = (*resized, *image.shape[self._axes :])
         self.dtype = np.dtype(np.float32)
 

@@ -39,6 +39,9 @@ class MaskRCNN(FasterRCNN):
         overlap: IoU from which the less probable of two boxes of a class is suppressed.
         least_score: Detections of lower probability are never looked at.
         detections: Of an image at most.
+        shorter_side: Pixels to which the shorter side of images is brought, 800 in the published networks; 0 leaves
+            images as they are.
+        longer_side: Pixels that the longer side must not exceed then; 1333 in the published networks.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION, Task.INSTANCE})

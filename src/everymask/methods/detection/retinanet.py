@@ -59,7 +59,7 @@ class RetinaNet(DenseMethod):
         anchor_ratios: Heights of the anchors divided by their widths.
         anchor_octaves: Sizes from an anchor to one of twice its side.
         alpha: Weight of objects in the focal loss, 0..1; that of the background is 1 - alpha.
-        gamma: Focus of the focal loss on what is hard, 0 or more; 0 is the cross-entropy.
+        focusing: Exponent gamma of the focal loss, 0 or more: how far it looks at what is hard; 0 is the cross-entropy.
         box_loss: ``l1`` (v1 of torchvision), ``smooth_l1`` (the paper) or ``giou`` (v2); empty takes that of the
             variant.
         overlap: IoU from which the less probable of two boxes of a class is suppressed; may be changed later in
@@ -87,7 +87,7 @@ class RetinaNet(DenseMethod):
         anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         anchor_octaves: int = 3,
         alpha: float = 0.25,
-        gamma: float = 2.0,
+        focusing: float = 2.0,
         box_loss: Literal["", "l1", "smooth_l1", "giou"] = "",
         overlap: float = 0.5,
         least_score: float = 0.05,
@@ -108,13 +108,13 @@ class RetinaNet(DenseMethod):
         names = "classes, width, anchor_octaves, candidates, detections"
         check_option(min(counts) >= 1, names, counts, "numbers of 1 or more")
         check_option(0 <= alpha <= 1, "alpha", alpha, "a number from 0 to 1")
-        check_option(gamma >= 0, "gamma", gamma, "a number of 0 or more")
+        check_option(focusing >= 0, "focusing", focusing, "a number of 0 or more")
         if len(anchor_sizes) != len(_STRIDES) + 2:
             raise InputError(f"anchor_sizes: the pyramid has {len(_STRIDES) + 2} levels, got {len(anchor_sizes)} sizes")
         self.resize_to(shorter_side, longer_side)
         second = variant == "v2"
         self.classes, self.channels = classes, channels
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.focusing = alpha, focusing
         self.box_loss: BoxLoss = box_loss or ("giou" if second else "l1")
         self.candidates, self.detections = candidates, detections
         self.thresholds = {"score": least_score, "overlap": overlap}
@@ -199,8 +199,8 @@ class RetinaNet(DenseMethod):
         are not are put right: a third of the work of the formula with labels.
         """
         chosen = logits[found.image, found.anchor, found.classes]
-        right = self.alpha * _focused(-chosen, self.gamma) - (1 - self.alpha) * _focused(chosen, self.gamma)
-        background = (1 - self.alpha) * (weights * _focused(logits, self.gamma).sum(-1)).sum()
+        right = self.alpha * _focused(-chosen, self.focusing) - (1 - self.alpha) * _focused(chosen, self.focusing)
+        background = (1 - self.alpha) * (weights * _focused(logits, self.focusing).sum(-1)).sum()
         return background + (weights[found.image, found.anchor] * right).sum()
 
     def probable(self, outputs: Mapping[str, Tensor]) -> Candidates:
