@@ -96,7 +96,7 @@ def test_a_single_pixel_is_an_image() -> None:
     store = Store(data, GREY, data.categories, 10**8)
     crops = Crops(store, lambda segments: {}, crop=8, augmentation=Augmentation(scale=(1.0, 4.0), rotate=20))
     np.testing.assert_allclose(crops.cut(Draw(0, 0))[0], 1, rtol=1e-6)
-    assert store.visits("area", 8) == [1]
+    assert store.visits("area", (8, 8)) == [1]
 
 
 # -- method ------------------------------------------------------------------------------------------------------------
