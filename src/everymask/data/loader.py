@@ -192,11 +192,10 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
             image = self.augmentation.change_intensities(image, rng)
         image = (image - self._mean) / self._std
         image[:, placement.outside((height, width), centre, self.crop)] = self.fill
-        if self.store.learns_from == "boxes":
+        if decoded.areas is None:
             objects = crop_boxes(placement, frames, centre, self.crop, decoded.category, decoded.crowd)
         else:
-            pixels = decoded.areas * placement.scale**2
-            objects = crop_masks(ids, pixels, decoded.category, decoded.crowd)
+            objects = crop_masks(ids, decoded.areas * placement.scale**2, decoded.category, decoded.crowd)
         return np.ascontiguousarray(image, np.float32), objects
 
     def _whole(self, decoded: Decoded, rng: np.random.Generator) -> tuple[NDArray[np.float32], Segments]:

@@ -37,6 +37,7 @@ class Decoded:
         boxes: (M, 5) int32: label, y0, x0, y1, x1 of the segments that have pixels; ends exclusive. Of volumes (M, 7):
             label, z0, y0, x0, z1, y1, x1.
         frames: (N, 4) x0, y0, x1, y1 of all segments, for methods that learn from boxes or masks; None for others.
+        areas: (N,) pixels of all segments, for methods that learn from masks; None for others.
     """
 
     image: NDArray[Any]
@@ -46,16 +47,12 @@ class Decoded:
     crowd: NDArray[np.bool_]
     boxes: NDArray[np.int32]
     frames: NDArray[np.float32] | None = None
+    areas: NDArray[np.int64] | None = None
 
     @property
     def tagged(self) -> bool:
         """Whether the segments are tags of the whole image, without a place in it."""
         return self.ids.size == 0 and self.frames is None
-
-    @property
-    def areas(self) -> NDArray[np.int64]:
-        """(N,) pixels of each segment."""
-        return np.bincount(np.maximum(self.ids, 0).ravel(), minlength=len(self.category) + 1)[1:]
 
     @property
     def bytes(self) -> int:
@@ -193,11 +190,11 @@ def _of_objects(
     present = np.flatnonzero((frames[:, 2:] > frames[:, :2]).all(axis=1))
     if learns_from == "boxes":
         frames, category, crowd = frames[present], category[present], segments.crowd[present]
-        present = np.arange(len(frames))
+        present, areas = np.arange(len(frames)), None
     else:
-        crowd = segments.crowd
+        crowd, areas = segments.crowd, segments.areas()
     found = np.concatenate([present[:, None] + 1, frames[present][:, [1, 0, 3, 2]].round()], axis=1).astype(np.int32)
-    return Decoded(image, limits, ids, category, crowd, found, frames)
+    return Decoded(image, limits, ids, category, crowd, found, frames, areas)
 
 
 def _all_void(size: tuple[int, ...]) -> Segments:

@@ -177,6 +177,11 @@ class Recipe:
                 raise unknown_name("recipe option", name, known)
         return replace(self, **options)
 
+    @property
+    def mixed_epochs(self) -> int:
+        """Epochs before the last, plain ones."""
+        return max(0, self.epochs - self.plain_epochs)
+
     def planes_for(self, dimensions: int) -> int | None:
         """Planes of a crop of a volume (3 dimensions); None for images (2)."""
         return (self.planes or self.crop) if dimensions == 3 else None

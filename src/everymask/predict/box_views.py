@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from everymask.errors import InputError
+from everymask.ops.boxes import box_iou
 from everymask.predict.magnification import restored
 from everymask.predict.padding import pad_constant
 from everymask.types import Masks, Segments
@@ -121,7 +122,7 @@ def fused(found: Sequence[Segments], copies: int) -> Segments:
         if not free[leader]:
             continue
         rivals = order[free[order] & (category[order] == category[leader])]
-        group = rivals[_overlap(boxes[leader], boxes[rivals]) >= SAME]
+        group = rivals[box_iou(boxes[leader][None], boxes[rivals], pairwise=True)[0] >= SAME]
         # The best of each copy; the others of the group are doubles within their copy.
         _, first = np.unique(copy[group], return_index=True)
         members = group[first]
@@ -143,11 +144,3 @@ def fused(found: Sequence[Segments], copies: int) -> Segments:
         box=np.array(merged).reshape(-1, 4),
     )
     return whole[by_score]
-
-
-def _overlap(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(M,) intersection over union of a box (4,) and others (M, 4)."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    common = np.maximum(sides, 0).prod(axis=1)
-    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
-    return common / np.maximum(areas + (box[2:] - box[:2]).prod() - common, 1e-12)

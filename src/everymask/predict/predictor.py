@@ -21,6 +21,7 @@ from everymask.predict.checks import check_purpose, checked_image
 from everymask.predict.convolutions import keep_weights_in_bfloat16, run_pointwise_in_one_thread
 from everymask.predict.device import Precision, channels_innermost, choose_device, use_bfloat16
 from everymask.predict.folding import fold_batch_normalisation
+from everymask.predict.limits import sampled_limits
 from everymask.predict.magnification import MagnifiedImage, check_magnification, restored
 from everymask.predict.memory import keep_freed_memory
 from everymask.predict.padding import pad_constant, pad_reflected
@@ -37,10 +38,6 @@ if TYPE_CHECKING:
     from everymask.methods.base import Method
 
     Pixels = NDArray[Any] | MagnifiedImage
-
-_SAMPLED = 2**24
-"""Intensity limits of images with more pixels are taken from a regular subset of about so many."""
-
 
 _WHOLE = 2**30
 """Side of a tile that holds any image."""
@@ -173,15 +170,6 @@ class Predictor:
             raise InputError(f"expected a stack (Z, H, W) or (Z, H, W, C), got an array of shape {np.shape(stack)}")
         return [self(stack[z], limits) for z in range(stack.shape[0])]
 
-    @contextlib.contextmanager
-    def unmagnified(self) -> Iterator[None]:
-        """For images that have the magnification already."""
-        before, self.magnification = self.magnification, 1.0
-        try:
-            yield
-        finally:
-            self.magnification = before
-
     def outputs(
         self, image: NDArray[Any], limits: ArrayLike | None = None
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -275,13 +263,7 @@ class Predictor:
             if limits.shape not in ((2,), (2, 1), (2, self.preprocessing.channels)):
                 raise InputError(f"limits must have the shape (2,) or (2, channels), got {limits.shape}")
             return limits.reshape(2, -1)
-        # Channels are matched on the subset, so that a colour image is never turned into grey floats as a whole.
-        size = self._size(image)
-        step = max(1, int(np.sqrt(math.prod(size) / _SAMPLED)))
-        sampled = np.asarray(
-            image[(*(slice(None) for _ in size[2:]), slice(None, None, step), slice(None, None, step))]
-        )
-        return self.preprocessing.limits(self.preprocessing.match_channels(self._with_channels(sampled)))
+        return sampled_limits(self.preprocessing, image, self.method.dimensions)
 
     def _with_channels(self, pixels: NDArray[Any]) -> NDArray[Any]:
         return pixels[..., None] if pixels.ndim == self.method.dimensions else pixels

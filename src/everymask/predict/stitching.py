@@ -205,6 +205,8 @@ class MaskStitcher:
 
     def result(self) -> Segments:
         """All objects, without those found twice, in order of tiles."""
+        from everymask.ops.boxes import box_iou
+
         boxes = np.concatenate(self._boxes)
         whole = _joined(self._parts, self._size, _joined_geometry(self._geometries, self._size), boxes)
         score = np.zeros(len(whole)) if whole.score is None else whole.score
@@ -214,7 +216,7 @@ class MaskStitcher:
         for index in doubtful[np.argsort(-score[doubtful], kind="stable")]:
             if not dropped[index]:
                 others = doubtful[(whole.category[doubtful] == whole.category[index]) & (tile[doubtful] != tile[index])]
-                dropped[others[_intersection_over_union(boxes[index], boxes[others]) > SAME]] = True
+                dropped[others[box_iou(boxes[index][None], boxes[others], pairwise=True)[0] > SAME]] = True
         return whole[~dropped]
 
 
@@ -295,11 +297,3 @@ def _joined_geometry(geometries: list[Geometry | None], size: tuple[int, int]) -
     if all(isinstance(each, Polygons) for each in geometries):
         return Polygons(size, tuple(part for each in geometries if isinstance(each, Polygons) for part in each.parts))
     return None
-
-
-def _intersection_over_union(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(M,) of a box (4,) and others (M, 4)."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    common = np.maximum(sides, 0).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - common
-    return common / np.maximum(union, 1e-9)

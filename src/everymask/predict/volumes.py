@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -10,6 +11,7 @@ import numpy as np
 from everymask.errors import InputError, unknown_name
 from everymask.ops.plane_joining import join_planes
 from everymask.ops.three_views import add_view, joined_views, no_views
+from everymask.predict.limits import sampled_limits
 from everymask.predict.magnification import MagnifiedImage, restored
 from everymask.types import LabelMap, Segments, Task
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 Stacks = Literal["planes", "joined", "views"]
 """What a stack is to a method of images: ``planes`` are images of their own (a time series); ``joined``: objects of
 neighbouring planes are one where they lie on each other; ``views``: the network sees the volume from three sides."""
-_SAMPLED = 2**24
-"""Intensity limits of volumes with more voxels are taken from a regular subset of about so many."""
 OVERLAP = 0.25
 """Intersection over union above which objects of neighbouring planes are one."""
 
@@ -83,21 +83,13 @@ def predict_volume(
     if len(np.shape(volume)) not in (3, 4):
         raise InputError(f"expected a volume (D, H, W) or (D, H, W, C), got an array of shape {np.shape(volume)}")
     if limits is None:
-        limits = _limits(predictor, volume)
+        limits = sampled_limits(predictor.preprocessing, volume, 3)
     if stacks == "joined":
         return joined(predictor.predict_stack(volume, limits), overlap)
     volume = np.asarray(volume)
     return _by_views(
         predictor, volume if volume.ndim == 4 else volume[..., None], anisotropy, np.asarray(limits, np.float32)
     )
-
-
-def _limits(predictor: Predictor, volume: NDArray[Any]) -> NDArray[np.float32]:
-    """The intensity limits of a volume, of which large ones are sampled."""
-    step = max(1, int(np.sqrt(np.prod(volume.shape[:3]) / _SAMPLED)))
-    sampled = np.stack([np.asarray(volume[z])[::step, ::step] for z in range(volume.shape[0])])
-    preprocessing = predictor.preprocessing
-    return preprocessing.limits(preprocessing.match_channels(sampled if sampled.ndim == 4 else sampled[..., None]))
 
 
 def joined(planes: Sequence[Segments], overlap: float = OVERLAP) -> Segments:
@@ -131,15 +123,15 @@ def _by_views(predictor: Predictor, volume: NDArray[Any], anisotropy: float, lim
     size = volume.shape[:3]
     if factors != (1.0, 1.0, 1.0):
         volume = MagnifiedImage(volume, factors)[tuple(slice(None) for _ in size)]
-    total = None
-    with predictor.unmagnified():
-        for axis in range(3):
-            for number, plane in enumerate(np.moveaxis(volume, axis, 0)):
-                outputs, _ = predictor.outputs(plane, limits)
-                if total is None:
-                    classes = outputs["category"].shape[1] if "category" in outputs else 0
-                    total = no_views(volume.shape[:3], classes)
-                add_view(total, axis, outputs, number)
+    plain, total = copy.copy(predictor), None
+    plain.magnification = 1.0  # the volume has the magnification already
+    for axis in range(3):
+        for number, plane in enumerate(np.moveaxis(volume, axis, 0)):
+            outputs, _ = plain.outputs(plane, limits)
+            if total is None:
+                classes = outputs["category"].shape[1] if "category" in outputs else 0
+                total = no_views(volume.shape[:3], classes)
+            add_view(total, axis, outputs, number)
     if total is None:
         raise InputError(f"the volume has no voxels: its shape is {volume.shape[:3]}")
     outputs = joined_views(total)

@@ -113,7 +113,11 @@ class Writer:
         """
         is_stack = image.ndim == 4
         volume = found[0] if len(found[0].size) == 3 else None
-        planes = found if volume is None else [volume.plane(z) for z in range(volume.size[0])]
+        planes = found
+        # Of a volume labels and regions are written as a whole, the others plane by plane.
+        if volume is not None:
+            flat = {"geojson", "overlay", "coco"} & set(self.outputs)
+            planes = [volume.plane(z) for z in range(volume.size[0])] if flat else []
         for output, place in files_of(name, self.outputs).items():
             target = self.folder / place
             if output in ("labels", "labels-png", "ome-tiff", "zarr"):

@@ -270,7 +270,7 @@ class Trainer:
             engine.objective.train()
             clock = Clock(self.state.seconds)
             saved = time.monotonic()
-            plain = self.steps_per_epoch * max(0, recipe.epochs - recipe.plain_epochs) if recipe.plain_epochs else None
+            plain = self.steps_per_epoch * recipe.mixed_epochs if recipe.plain_epochs else None
             while engine.steps < self.total_steps and not self.stopped_early:
                 if plain is not None and engine.steps >= plain:
                     self.method.begin_plain_epochs()

@@ -90,7 +90,7 @@ class TrainingSamples:
         recipe = self.recipe
         until = sys.maxsize
         if recipe.plain_epochs and steps_per_epoch is not None:
-            steps = steps_per_epoch * max(0, recipe.epochs - recipe.plain_epochs)
+            steps = steps_per_epoch * recipe.mixed_epochs
             until = steps * recipe.batch_size * recipe.accumulate * processes
         mixing = Mixing(recipe.mosaic, recipe.mixup, recipe.copy_paste, until)
         return Crops(
@@ -112,15 +112,7 @@ class TrainingSamples:
 
         Images are (C, crop, crop), volumes (C, planes, crop, crop).
         """
-        planes = self.recipe.planes_for(self.method.dimensions)
-        crops = Crops(
-            self.store,
-            self.method.targets,
-            crop=self.recipe.crop,
-            planes=planes,
-            magnify=self.method.magnification_for,
-            fill=self.method.padding or 0.0,
-        )
+        crops = unchanged_crops(self.store, self.method, self.recipe)
         count = len(self.store)
         for index in np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist():
             yield crops.cut(Draw(index, index))
@@ -138,6 +130,18 @@ class TrainingSamples:
             processes=processes,
             balance=self.balance,
         )
+
+
+def unchanged_crops(store: Store, method: Method, recipe: Recipe) -> Crops:
+    """The middle of each sample as the network gets it, without augmentation."""
+    return Crops(
+        store,
+        method.targets,
+        crop=recipe.crop,
+        planes=recipe.planes_for(method.dimensions),
+        magnify=method.magnification_for,
+        fill=method.padding or 0.0,
+    )
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation:

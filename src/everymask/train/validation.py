@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from everymask.data.loader import Crops, collate, to_device
+from everymask.data.loader import collate, to_device
 from everymask.data.sampling import Draw
 from everymask.data.store import Decoded, Store
 from everymask.errors import InputError
 from everymask.metrics import Metric, make_metric
 from everymask.predict.device import channels_innermost, use_bfloat16
 from everymask.predict.predictor import Predictor
+from everymask.train.samples import unchanged_crops
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -138,15 +139,7 @@ class Validator:
     def _losses(self) -> dict[str, float]:
         device = self.accelerator.device
         bfloat16 = use_bfloat16(self.recipe.precision, device)
-        planes = self.recipe.planes_for(self.method.dimensions)
-        crops = Crops(
-            self.store,
-            self.method.targets,
-            crop=self.recipe.crop,
-            planes=planes,
-            magnify=self.method.magnification_for,
-            fill=self.method.padding or 0.0,
-        )
+        crops = unchanged_crops(self.store, self.method, self.recipe)
         sums: dict[str, float] = {}
         count = len(self.data)
         for first in range(0, count, self.recipe.batch_size):

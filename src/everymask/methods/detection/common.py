@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from everymask.data.store import LearnsFrom
 from everymask.errors import InputError
@@ -38,6 +38,27 @@ class BoxMethod(Method):
 
     shorter_side: int = 0
     longer_side: int = 0
+
+    fixed_statistics: bool = False
+    """Whether batch normalisation of the backbone keeps the statistics of its weights."""
+
+    def backbone_normalisations(self) -> list[Any]:
+        """The batch normalisations of the backbone."""
+        backbone = cast("nn.Module", self.backbone)
+        return [each for each in backbone.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; fixed statistics of the backbone stay as they are."""
+        super().train(mode)
+        if self.fixed_statistics:
+            for module in self.backbone_normalisations():
+                module.training = False
+        return self
+
+    def batch_counters(self) -> dict[str, Tensor]:
+        """The counters of batches in the state, for weights of programs whose fixed batch normalisation has none."""
+        names = (name for name in self.state_dict() if name.endswith("num_batches_tracked"))
+        return {name: torch.zeros((), dtype=torch.int64) for name in names}
 
     @classmethod
     def recipe(cls) -> Recipe:

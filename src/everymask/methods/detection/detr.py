@@ -136,15 +136,6 @@ class DETR(BoxMethod):
             epochs=300, learning_rate=1e-4, backbone_rate=0.1, weight_decay=1e-4, clip=0.1
         )
 
-    def train(self, mode: bool = True) -> DETR:
-        """Training or evaluation mode; fixed statistics of the backbone stay as they are."""
-        super().train(mode)
-        if self.fixed_statistics:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.training = False
-        return self
-
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """What each query sees in images (B, C, H, W).
 
@@ -292,9 +283,7 @@ class DETR(BoxMethod):
                 renamed |= {f"{stem}.{part}.{kind}": tensor for part, tensor in parts}
             else:
                 renamed[name] = value
-        # Fixed batch normalisation does not count batches.
-        counters = (name for name in self.state_dict() if name.endswith("num_batches_tracked"))
-        return {name: torch.zeros((), dtype=torch.int64) for name in counters} | renamed
+        return self.batch_counters() | renamed
 
 
 _PACKED = re.compile(r"^(.*)\.in_proj_(weight|bias)$")

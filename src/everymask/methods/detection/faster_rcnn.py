@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everymask.backbones.pyramid import Backbone
 from everymask.errors import InputError
@@ -101,7 +100,7 @@ class FasterRCNN(BoxMethod):
         second = variant == "v2"
         self.backbone = Backbone(backbone, channels, _STRIDES)
         if norm == "fixed_without_epsilon":
-            for module in self._normalisations():
+            for module in self.backbone_normalisations():
                 module.eps = 0.0
         self.neck = FeaturePyramid(self.backbone.widths, width, "subsample", norm=second)
         proposing = Proposing(before=(proposals, 2 * proposals), after=(proposals, 2 * proposals))
@@ -111,18 +110,6 @@ class FasterRCNN(BoxMethod):
         self.box_head = box_head(width, 7, hidden, 4 if second else 0)
         self.box_predictor = BoxPredictor(hidden, classes)
         self.stride = max(32, self.backbone.stride)
-
-    def _normalisations(self) -> list[Any]:
-        kind = nn.modules.batchnorm._BatchNorm
-        return [each for each in self.backbone.modules() if isinstance(each, kind)]
-
-    def train(self, mode: bool = True) -> FasterRCNN:
-        """Training or evaluation mode; fixed statistics of the backbone stay as they are."""
-        super().train(mode)
-        if self.fixed_statistics:
-            for module in self._normalisations():
-                module.training = False
-        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Detections of images (B, C, H, W), the best first.
@@ -211,9 +198,7 @@ class FasterRCNN(BoxMethod):
             elif name.startswith("mask_head.logits."):
                 value = value[1:]
             renamed[name] = value
-        # Its fixed batch normalisation does not count batches.
-        counters = (name for name in self.state_dict() if name.endswith("num_batches_tracked"))
-        return {name: torch.zeros((), dtype=torch.int64) for name in counters} | renamed
+        return self.batch_counters() | renamed
 
 
 _TORCHVISION = tuple(

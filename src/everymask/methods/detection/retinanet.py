@@ -121,7 +121,7 @@ class RetinaNet(DenseMethod):
         self.fixed_statistics = norm != "batch"
         self.backbone = Backbone(backbone, channels, _STRIDES)
         if norm == "fixed_without_epsilon":
-            for module in self._normalisations():
+            for module in self.backbone_normalisations():
                 module.eps = 0.0
         self.neck = FeaturePyramid(self.backbone.widths, width, "c5" if second else "p5")
         steps = [2 ** (each / anchor_octaves) for each in range(anchor_octaves)]
@@ -131,18 +131,6 @@ class RetinaNet(DenseMethod):
         self.box_tower = Tower(width, self.anchors.per_cell * 4, groups=groups)
         nn.init.constant_(self.class_tower.predict.bias, -math.log((1 - _PRIOR) / _PRIOR))  # type: ignore[arg-type]
         self.stride = self.backbone.stride
-
-    def _normalisations(self) -> list[Any]:
-        kind = nn.modules.batchnorm._BatchNorm
-        return [each for each in self.backbone.modules() if isinstance(each, kind)]
-
-    def train(self, mode: bool = True) -> RetinaNet:
-        """Training or evaluation mode; fixed statistics of the backbone stay as they are."""
-        super().train(mode)
-        if self.fixed_statistics:
-            for module in self._normalisations():
-                module.training = False
-        return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """What is said of each anchor of images (B, C, H, W).
@@ -237,9 +225,7 @@ class RetinaNet(DenseMethod):
             if name.startswith("class_tower.predict.") and len(value) == self.anchors.per_cell * (self.classes + 1):
                 value = value.unflatten(0, (-1, self.classes + 1))[:, 1:].flatten(0, 1)
             renamed[name] = value
-        # Its fixed batch normalisation does not count batches.
-        counters = (name for name in self.state_dict() if name.endswith("num_batches_tracked"))
-        return {name: torch.zeros((), dtype=torch.int64) for name in counters} | renamed
+        return self.batch_counters() | renamed
 
 
 def _focused(logits: Tensor, gamma: float) -> Tensor:
