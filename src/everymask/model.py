@@ -132,9 +132,10 @@ class Model:
 
         load_foreign(self.method, Path(source), new_logits=new_logits)
 
-    def save(self, path: str | Path) -> None:
-        """Writes one safetensors file that `load` needs nothing else for."""
-        save_model(path, self.method, self.categories, self.preprocessing, metadata=self._extra_metadata())
+    def save(self, path: str | Path, *, half: bool = False) -> None:
+        """Writes one safetensors file that `load` needs nothing else for, of half the size with 16-bit weights."""
+        metadata = self._extra_metadata()
+        save_model(path, self.method, self.categories, self.preprocessing, metadata=metadata, half=half)
 
     @property
     def tasks(self) -> frozenset[Task]:
@@ -160,7 +161,7 @@ class Model:
             magnification = magnification_for(self.method, diameter)
         # In-place changes of a tensor raise its version, so that training on after a prediction is noticed.
         versions = tuple(each._version for each in self.method.state_dict().values())
-        key = (tile, tta, magnification, device, id(self.method), versions)
+        key = (tile, tta, magnification, device, id(self.method), self.method.config, versions)
         if self._predictor is None or self._predictor[0] != key:
             made = Predictor(
                 self.method, self.preprocessing, device=device, tile=tile, tta=tta, magnification=magnification
@@ -398,14 +399,20 @@ class Model:
         """Writes the network for other programs and checks that it says the same.
 
         Args:
-            kind: ``"onnx"``.
+            kind: ``"onnx"``, or ``"half"`` for a model file with 16-bit weights.
             path: Target file.
 
         Returns:
             The largest difference of each output, relative to its range.
         """
+        if kind == "half":
+            from everymask.export.half import difference_of_half
+
+            difference = difference_of_half(self.method)
+            self.save(path, half=True)
+            return difference
         if kind != "onnx":
-            raise unknown_name("export format", kind, ["onnx"])
+            raise unknown_name("export format", kind, ["half", "onnx"])
         from everymask.export.onnx import export_onnx
 
         header = {"categories": self.categories.to_json(), "preprocessing": self.preprocessing.to_json()}

@@ -79,6 +79,7 @@ def save_model(
     preprocessing: Preprocessing,
     *,
     metadata: Mapping[str, Any] | None = None,
+    half: bool = False,
 ) -> None:
     """Writes a model file.
 
@@ -88,7 +89,9 @@ def save_model(
         categories: The data set's categories in the order of the class indices.
         preprocessing: How images become inputs.
         metadata: Anything else worth keeping, as JSON values: licence, provenance, recipe, measured scores.
+        half: Write the weights as 16-bit floats.
     """
+    from everymask.export.half import halved
     from everymask.methods import method_name
 
     header = {
@@ -101,7 +104,7 @@ def save_model(
         **(metadata or {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
-    write_tensors(path, tensors, {"everymask": json.dumps(header)})
+    write_tensors(path, halved(tensors) if half else tensors, {"everymask": json.dumps(header)})
 
 
 def write_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

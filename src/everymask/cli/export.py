@@ -8,20 +8,22 @@ from typing import Literal
 from everymask.cli.application import Common
 
 EXAMPLES = """\
-  everymask export nuclei --to onnx --out nuclei.onnx"""
+  everymask export nuclei --to onnx --out nuclei.onnx
+  everymask export runs/cells/model.safetensors --to half --out cells.safetensors"""
 
 
 def command(
     model: str,
     /,
     *,
-    to: Literal["onnx"],
+    to: Literal["onnx", "half"],
     out: Path,
     common: Common = Common(),  # noqa: B008 - frozen, and cyclopts reads the default
 ) -> None:
     """Write a model in a format for other programs.
 
-    The network is exported: from the normalised image to the method's outputs, for any image size.
+    As `onnx` the network is exported: from the normalised image to the method's outputs, for any image size. `half` is
+    a model file for this program with 16-bit weights, half as large.
 
     Args:
         model: Name that `everymask models` lists, or a model file.

@@ -13,16 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from everymask.errors import InputError
+from everymask.export.example import example_images, example_side
 from everymask.files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from everymask.methods.base import Method
-
-
-_BOXES = 256
-"""Least side in pixels of the example image for methods that find boxes, whose maps are up to 128 times as coarse."""
 
 
 class _Outputs(nn.Module):
@@ -64,13 +61,9 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
         raise InputError(f"export needs {error.name}: pip install 'everymask[export]'") from error
 
     method = method.eval().float().cpu()
-    side = 2 * method.stride
-    if method.learns_from != "labels":
-        # The coarsest maps of box methods must have more than one pixel, or the exporter takes their size for fixed.
-        side = max(side, -(-_BOXES // method.stride) * method.stride)
-    depth = [2 * method.depth_stride] if method.dimensions == 3 else []
+    side, depth = example_side(method), [2 * method.depth_stride] if method.dimensions == 3 else []
     generator = torch.Generator().manual_seed(0)
-    example = torch.rand(2, method.channels, *depth, 2 * side, side, generator=generator)
+    example = example_images(method, generator)
     with torch.inference_mode():
         expected = {name: output.numpy() for name, output in method(example).items()}
     names = list(expected)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,6 +57,8 @@ class Method(nn.Module, ABC):
     """What `targets` needs: a label map (or tags of the image), boxes, or masks that may overlap."""
     padding: ClassVar[float | None] = None
     """What lies beyond an image: the image itself, mirrored (None), or a value of the network's input."""
+    stretched: ClassVar[bool] = False
+    """Whether images are brought to one range by percentiles on a backbone, too: microscopes have no common one."""
     antialias: ClassVar[bool] = True
     """Whether images are smoothed when they are reduced for prediction; some published weights expect otherwise."""
 
@@ -116,7 +119,10 @@ class Method(nn.Module, ABC):
         """The default preprocessing of this very network: that of its backbone's weights if it has a backbone."""
         backbone = getattr(self, "backbone", None)
         if isinstance(backbone, Backbone):
-            return backbone_preprocessing(backbone, self.channels)
+            found = backbone_preprocessing(backbone, self.channels)
+            if self.stretched:
+                found = replace(type(self).preprocessing(self.channels), mean=found.mean, std=found.std)
+            return found
         return type(self).preprocessing(self.channels)
 
     @abstractmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from everymask.backbones.pyramid import Backbone
 from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
@@ -35,3 +37,18 @@ def decoder_pyramid(name: str, channels: int, strides: tuple[int, ...] = (2, 4, 
         return Backbone(name, channels, strides)
     except InputError:
         return Backbone(name, channels, (4, 8, 16, 32))  # says what is wrong if it was something else
+
+
+def decoder_down_to(name: str, channels: int, finest: int) -> tuple[Backbone, tuple[int, ...]]:
+    """A backbone and the widths of a `UNetDecoder` on it whose features end at a stride.
+
+    Args:
+        name: Of the network.
+        channels: Input channels.
+        finest: That stride, 1, 2 or 4; finer features of the backbone are of no use and left out.
+
+    Raises:
+        InputError: The network does not exist, or is no pyramid.
+    """
+    strides = tuple(each for each in (2, 4, 8, 16, 32) if each >= finest)
+    return decoder_pyramid(name, channels, strides), (256, 128, 64, 32, 16)[: 5 - int(math.log2(finest))]

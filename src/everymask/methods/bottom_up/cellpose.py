@@ -69,6 +69,7 @@ class Cellpose(Method):
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
     metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
+    stretched: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"foreground": (-3.0, 3.0), "flow_error": (0.2, 0.4, 0.8)}
     logit_layers: ClassVar[tuple[str, ...]] = ("category",)
     three_views: ClassVar[bool] = True

@@ -19,7 +19,7 @@ from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses import cross_entropy
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.objects import learnt_ids, pixel_spacing
-from everymask.methods.preparation import decoder_pyramid
+from everymask.methods.preparation import decoder_down_to
 from everymask.types import Segments, Task
 from everymask.types.geometry import VOID
 
@@ -40,6 +40,7 @@ class FoldedMaps(Method):
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
     metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
+    stretched: ClassVar[bool] = True
 
     fold: int
     spacing: tuple[float, ...]
@@ -89,10 +90,7 @@ class FoldedMaps(Method):
         self.dimensions, self.anisotropy = dimensions, anisotropy
         if backbone:
             check_dimensions(dimensions, flat, depth)
-            # The levels of the decoder end at the cells; finer features are of no use.
-            strides = tuple(each for each in (2, 4, 8, 16, 32) if each >= fold)
-            self.backbone = decoder_pyramid(backbone, channels, strides)
-            widths = (256, 128, 64, 32, 16)[: 5 - int(math.log2(fold))]
+            self.backbone, widths = decoder_down_to(backbone, channels, fold)  # the levels end at the cells
             self.decoders = nn.ModuleList(UNetDecoder(self.backbone.widths, widths) for _ in range(decoders))
             initialise(self.decoders)
             features = widths[-1]

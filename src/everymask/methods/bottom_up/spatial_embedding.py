@@ -72,6 +72,7 @@ class SpatialEmbedding(Method):
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
     metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
+    stretched: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"foreground": (0.2, 0.8), "seed": (0.3, 0.98)}
 
     def __init__(

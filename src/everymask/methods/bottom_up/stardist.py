@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from everymask.errors import InputError
 from everymask.layers.unet import Dimensions, Norm, UNet, check_dimensions, convolution, initialise
+from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses import binary_cross_entropy, cross_entropy, masked_l1
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.objects import learnt_ids, on_accelerator, pixel_spacing
 from everymask.methods.bottom_up.stardist_weights import from_stardist, settings_beside
+from everymask.methods.preparation import decoder_down_to
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -54,10 +57,13 @@ class StarDist(Method):
             than pixels.
         depth_grid: Of volumes, planes per output plane, 1, 2 or 4 and at most `grid`; 0 for `grid`, or for 1 where the
             anisotropy is above 1.5, as in the official example.
+        backbone: Any network of timm with the decoder of a U-Net, such as ``resnet34``, in place of the U-Net; `base`,
+            `depth`, `convolutions` and `norm` then mean nothing.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.INSTANCE})
     metric: ClassVar[tuple[str, str]] = ("matching", "mean_accuracy")
+    stretched: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, tuple[float, ...]]] = {"probability": (0.1, 0.9), "overlap": (0.3, 0.4, 0.5)}
     logit_layers: ClassVar[tuple[str, ...]] = ("category",)
 
@@ -78,10 +84,11 @@ class StarDist(Method):
         anisotropy: float = 1.0,
         flat: int = 0,
         depth_grid: int = 0,
+        backbone: str = "",
     ) -> None:
         super().__init__()
         check_dimensions(dimensions, flat, depth)
-        self.spacing = pixel_spacing(dimensions, anisotropy)
+        self.spacing = pixel_spacing(dimensions, anisotropy, backbone)
         if grid not in (1, 2, 4):
             raise InputError(f"grid must be 1, 2 or 4, got {grid}")
         if min(channels, base, convolutions) < 1 or features < 0:
@@ -96,19 +103,14 @@ class StarDist(Method):
         self.classes, self.channels, self.grid = classes, channels, grid
         self.rays = rays or (32 if dimensions == 2 else 96)
         self.distance_weight, self.background_weight = distance_weight, background_weight
-        poolings = int(math.log2(grid))
         self._settle_planes(depth_grid)
-        stem: list[nn.Module] = []
-        for i in range(poolings):
-            stem += [
-                convolution(channels if i == j == 0 else base, base, norm, dimensions=dimensions)
-                for j in range(convolutions)
-            ]
-            stem.append(nn.MaxPool2d(2) if dimensions == 2 else nn.MaxPool3d((1 + (self.depth_grid > 2**i), 2, 2)))
-        self.stem = nn.Sequential(*stem)
-        self.body = UNet(
-            base if poolings else channels, base, depth, convolutions, norm, dimensions=dimensions, flat=flat
-        )
+        if backbone:
+            self.backbone, widths = decoder_down_to(backbone, channels, grid)
+            self.body: UNetDecoder | UNet = UNetDecoder(self.backbone.widths, widths)
+            self.stride = math.lcm(self.backbone.stride, grid)
+            self.context = 4 * self.stride
+        else:
+            self.body = self._make_unet(base, depth, convolutions, norm, flat)
 
         def last() -> nn.Module:
             if not features:
@@ -122,19 +124,36 @@ class StarDist(Method):
         self.probability = head(1)
         self.distances = head(self.rays)
         self.category = nn.Sequential(last(), head(classes + 1)) if classes > 1 else None
-        self.stride = grid * 2**depth
-        self.context = grid * (self.body.radius + 1) + (convolutions + 1) * grid
-        if dimensions == 3:
-            # The stem sees as many planes as pixels, however few of them it pools.
-            self.depth_stride = self.depth_grid * self.body.depth_stride
-            self.depth_context = self.depth_grid * (self.body.depth_radius + 1)
-            self.depth_context += sum(convolutions * min(2**i, self.depth_grid) for i in range(poolings))
-            self.depth_context += self.depth_grid - 1
         self.thresholds = {"probability": 0.5, "overlap": 0.4}
-        initialise(self)
+        for name, part in self.named_children():
+            if name != "backbone":
+                initialise(part)
         # Distances start near the size of common objects, so that the first epochs are not spent on reaching it.
         nn.init.constant_(self.distances.bias, 8.0)  # type: ignore[arg-type]
         nn.init.constant_(self.probability.bias, -2.0)  # type: ignore[arg-type]
+
+    def _make_unet(self, base: int, depth: int, convolutions: int, norm: Norm, flat: int) -> UNet:
+        """The U-Net and before it the convolutions and poolings down to the grid, with the strides of both."""
+        dimensions, poolings = self.dimensions, int(math.log2(self.grid))
+        stem: list[nn.Module] = []
+        for i in range(poolings):
+            stem += [
+                convolution(self.channels if i == j == 0 else base, base, norm, dimensions=dimensions)
+                for j in range(convolutions)
+            ]
+            stem.append(nn.MaxPool2d(2) if dimensions == 2 else nn.MaxPool3d((1 + (self.depth_grid > 2**i), 2, 2)))
+        self.stem = nn.Sequential(*stem)
+        inputs = base if poolings else self.channels
+        body = UNet(inputs, base, depth, convolutions, norm, dimensions=dimensions, flat=flat)
+        self.stride = self.grid * 2**depth
+        self.context = self.grid * (body.radius + 1) + (convolutions + 1) * self.grid
+        if dimensions == 3:
+            # The stem sees as many planes as pixels, however few of them it pools.
+            self.depth_stride = self.depth_grid * body.depth_stride
+            self.depth_context = self.depth_grid * (body.depth_radius + 1)
+            self.depth_context += sum(convolutions * min(2**i, self.depth_grid) for i in range(poolings))
+            self.depth_context += self.depth_grid - 1
+        return body
 
     def _settle_planes(self, depth_grid: int) -> None:
         """Checks the planes per output plane, and finds them where they are to be found."""
@@ -183,12 +202,21 @@ class StarDist(Method):
             ``probability`` (B, 1, h, w) logits, ``distances`` (B, R, h, w) in input pixels, and with several
             categories ``category`` (B, K + 1, h, w) logits, background first; of volumes (B, ?, d, h, w).
         """
-        shared = self.body(self.stem(images))
+        shared = self._shared(images)
         features = self.features(shared)
         outputs = {"probability": self.probability(features), "distances": self.distances(features)}
         if self.category is not None:
             outputs["category"] = self.category(shared)
         return outputs
+
+    def _shared(self, images: Tensor) -> Tensor:
+        """The features on the grid that all outputs have in common."""
+        if not hasattr(self, "backbone"):
+            return self.body(self.stem(images))
+        found = self.body(self.backbone(images))
+        size = (images.shape[-2] // self.grid, images.shape[-1] // self.grid)
+        # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
+        return found if self.backbone.reductions[-1] == 32 else functional.interpolate(found, size, mode="bilinear")
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """Normalised distance to the background, ray lengths, validity and (with several categories) classes."""
