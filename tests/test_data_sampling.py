@@ -198,3 +198,49 @@ def test_images_without_annotation_are_void_where_they_are_wanted() -> None:
     census = Census.of(store)
     assert census.present[2:].sum() == 0 and census.pixels[2:].sum() == 0 and census.background[2:].sum() == 0
     assert Census.of(store_of(data, unannotated=True)).pixels.tolist() == census.pixels.tolist()
+
+
+# -- boxes -------------------------------------------------------------------------------------------------------------
+
+
+def boxed(number: int) -> Segments:
+    """A road; in image 1 two cars, one cut off by the edge; in image 2 a rider of which nothing lies in the image."""
+    boxes, category = [[0, 10, 30, 20]], [5]
+    if number == 1:
+        boxes += [[2, 3, 8, 7], [25, 0, 40, 4]]
+        category += [2, 2]
+    if number == 2:
+        boxes.append([31, 2, 36, 9])
+        category.append(9)
+    return Segments((20, 30), category, box=boxes)
+
+
+@pytest.mark.parametrize("filled", [True, False])
+def test_boxes_are_counted_where_there_are_no_masks(filled: bool) -> None:
+    image = np.zeros((20, 30, 1), np.uint8)
+    data = Dataset(
+        lambda i: Sample(str(i), lambda: image, lambda: boxed(i)),
+        3,
+        CATEGORIES,
+        frozenset({Task.DETECTION}),
+        "test",
+        Path("made-up"),
+    )
+    store = Store(data, GREY, CATEGORIES, 10**8, learns_from="boxes")
+    if filled:
+        assert store.fill()
+    census = Census.of(store)
+    assert census.pixels.tolist() == [[300, 0, 0, 0], [300, 24 + 20, 0, 0], [300, 0, 0, 0]]
+    assert census.present.tolist() == [[True, False, False, False], [True, True, False, False], [True, *[False] * 3]]
+    draws = BalancedDraws(census.present, 1.0, seed=0)
+    count = {"number": torch.ones(())}
+    crops = Crops(store, lambda _: count, crop=6, augmentation=Augmentation("mirror"))
+    drawn = [draws.draw(position) for position in range(40)]
+    cars = [draw for draw in drawn if draw is not None and draw.category == 1]
+    assert len(cars) > 10 and all(draw.index == 1 for draw in cars)
+    assert all(1 in crops.cut(draw)[1].category for draw in cars)
+    with pytest.raises(InputError, match="no masks"):
+        Census.of(Store(data, GREY, CATEGORIES, 10**8))
+    tags = tagged(2)
+    with pytest.raises(InputError, match="0: the annotation has neither boxes nor masks"):
+        Census.of(Store(tags, GREY, CATEGORIES, 10**8, learns_from="boxes"))

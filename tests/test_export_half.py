@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from everymask.errors import InputError
-from everymask.export.half import halved
 from everymask.methods.bottom_up.stardist import StarDist
 from everymask.model import Model
 from everymask.types import Categories
 from everymask.types.categories import Category
+from everymask.weights import halved
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -60,6 +60,13 @@ def test_anchors_lie_as_those_of_torchvision(ratios: tuple[float, ...]) -> None:
     assert sum(anchors.counts(grids)) == len(expected)
 
 
+def test_anchors_keep_up_with_steps_that_are_not_whole() -> None:
+    found = Anchors([(8.0,), (8.0,)], (1.0,), steps=(3.5, 7))((56, 84), [(16, 24), (8, 12)], torch.device("cpu"))
+    centres = (found[:, :2] + found[:, 2:]) / 2
+    expected = [(3.5 * x, 3.5 * y) for y in range(16) for x in range(24)]
+    assert centres.tolist() == [list(each) for each in expected + [(7 * x, 7 * y) for y in range(8) for x in range(12)]]
+
+
 def test_anchors_say_what_is_wrong() -> None:
     with pytest.raises(InputError, match="above 0"):
         Anchors([(0.0,)])

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from everymask.backbones.stages import freeze_stages
 from everymask.errors import InputError
 from everymask.methods.detection.detr import DETR
 from everymask.methods.detection.detr_panoptic import AttentionMaps, DETRPanoptic, MaskHead
@@ -555,6 +556,38 @@ def test_networks_are_exported_for_any_size() -> None:
     assert found.keys() == expected.keys() == {"logits", "boxes", "masks"}
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+
+
+def test_an_exported_network_takes_images_as_they_are(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from everymask.export.onnx import export_onnx
+
+    torch.manual_seed(0)
+    method = small(False, 2, any_size=True, encoder_layers=1, decoder_layers=1)
+    assert max(export_onnx(method, tmp_path / "network.onnx").values()) < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "network.onnx"))
+    for size in ((97, 130), (250, 333), (31, 64)):
+        images = torch.rand(1, 3, *size)
+        with torch.inference_mode():
+            expected = method(images)
+        found = session.run(list(expected), {"images": images.numpy()})
+        for array, wanted in zip(found, expected.values(), strict=True):
+            close(torch.from_numpy(array), wanted)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_the_first_layers_learn_nothing_as_in_the_official_program(backbone: str) -> None:
+    for kind in (DETR, DETRPanoptic):
+        recipe = kind.recipe_for(backbone=backbone)
+        assert recipe.freeze == 2 and kind.recipe_for(norm="fixed").freeze == 2
+        assert kind.recipe_for(norm="batch").freeze == 0  # random weights must learn
+        method: Any = kind(CLASSES, **(SMALL | {"backbone": backbone}))
+        freeze_stages(method.backbone, recipe.freeze)
+        names = dict(method.backbone.body.named_parameters())
+        # models/backbone.py, BackboneBase: all but these are frozen.
+        learning = {name for name in names if any(stage in name for stage in ("layer2", "layer3", "layer4"))}
+        assert {name for name, each in names.items() if each.requires_grad} == learning != names.keys()
 
 
 def test_contract_and_options() -> None:

@@ -37,6 +37,7 @@ from everymask.methods.detection.mask_rcnn import MaskRCNN
 from everymask.methods.foreign import load_foreign
 from everymask.metrics import make_metric
 from everymask.predict.folding import fold_batch_normalisation
+from everymask.predict.predictor import Predictor
 from everymask.types import Categories, Category, LabelMap, Segments
 
 CLASSES, SIZE = 4, 128
@@ -377,6 +378,30 @@ def test_images_get_the_size_of_the_paper() -> None:
     assert method.magnification_for(600, 300) == pytest.approx(1333 / 600)
     with pytest.raises(InputError, match="both 0 for images as they are"):
         small(False, 1, shorter_side=800)
+
+
+def test_transformers_with_patches_of_14_pixels_fit() -> None:
+    torch.manual_seed(0)
+    method = shaken(small(True, 2, backbone="dinov2_small", least_score=0.01)).eval()
+    assert method.stride == 28
+    with torch.inference_mode():
+        maps = method.neck(method.backbone(torch.zeros(1, 3, 56, 84)))
+    grids = [(each.shape[2], each.shape[3]) for each in maps]
+    anchors = method.rpn.anchors((56, 84), grids, torch.device("cpu"))
+    finest = anchors[: 3 * 16 * 24]
+    # The last cells begin a step of 3.5 pixels before the edges of the image, and not far inside.
+    assert finest[:, 0::2].mean(1).max() == 23 * 3.5 and finest[:, 1::2].mean(1).max() == 15 * 3.5
+    found = Predictor(method, method.preprocessing_of(), "cpu", "float32")(np.zeros((50, 70, 3), np.uint8))
+    assert found.size == (50, 70) and len(found) > 0
+
+
+def test_export_is_refused_at_once(tmp_path: Path) -> None:
+    from everymask.export.onnx import export_onnx
+
+    for masks in (False, True):
+        with pytest.raises(InputError, match="RCNN cannot be exported: it suppresses boxes between") as caught:
+            export_onnx(small(masks), tmp_path / "network.onnx")
+        assert "\n" not in str(caught.value) and not (tmp_path / "network.onnx").exists()
 
 
 def test_fixed_statistics_stay() -> None:

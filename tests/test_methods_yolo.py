@@ -517,6 +517,19 @@ def test_images_without_objects_train(backbone: str) -> None:
     assert all(each.grad is not None and each.grad.isfinite().all() for each in method.head.parameters())
 
 
+def test_cells_are_as_large_as_those_of_the_backbone() -> None:
+    method = YOLO(1, **SMALL, backbone="dinov2_small").eval()
+    assert method.stride == 28
+    with torch.inference_mode():
+        raw = method.raw(torch.zeros(1, 3, 56, 84))
+    cells = raw["cells"]
+    assert [sorted(set(each)) for each in cells.T.tolist()] == [[*range(12)], [*range(8)], [7, 14, 28]]
+    # The last cell of each map ends where the image ends.
+    assert all(cells[cells[:, 2] == step, 0].max() * step + step == 84 for step in (7, 14, 28))
+    offsets = torch.zeros_like(raw["offsets"])
+    assert boxes_of_cells(offsets, cells)[0, -1].tolist() == [42, 14, 70, 42]
+
+
 def test_half_precision_and_other_channels_train() -> None:
     method = YOLO(1, channels=5, **SMALL).train()
     with torch.autocast("cpu", torch.bfloat16):

@@ -104,6 +104,19 @@ def test_void_and_attributes_survive_stitching() -> None:
     assert list(found.attributes) == ["rays"] and found.attributes["rays"][:, 0].tolist() == [1, 0, 0]
 
 
+def test_an_object_of_two_classes_is_one_where_classes_suppress_one_another() -> None:
+    tiles = two_tiles()
+    # At the border of the cores the left tile takes it for class 0, the right one for class 1.
+    parts = [
+        Segments((20, 40), [kind], box=[[26 - origin, 4, 34 - origin, 12]], score=[score])
+        for kind, origin, score in ((0, 0, 0.6), (1, 20, 0.9))
+    ]
+    found, _ = stitch(zip(tiles, parts, strict=True), (20, 60), 2, semantic=False)
+    assert found.category.tolist() == [0, 1]
+    found, _ = stitch(zip(tiles, parts, strict=True), (20, 60), 2, semantic=False, class_agnostic=True)
+    assert found.category.tolist() == [1] and found_boxes(found) == [(26, 4, 34, 12)]
+
+
 @pytest.mark.parametrize("geometry", ["polygons", "boxes", "masks"])
 def test_overlapping_segments_are_stitched_without_a_label_map(geometry: str) -> None:
     rng = np.random.default_rng(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from everymask.methods.recipe import Recipe
     from everymask.predict.predictor import Predictor
     from everymask.predict.tta import Augmentation
+    from everymask.predict.videos import PredictedFrame
     from everymask.predict.volumes import Stacks
     from everymask.train.loop import TrainingResult
 
@@ -209,6 +210,42 @@ class Model:
         else:
             found = predict_volume(predictor, image, stacks, anisotropy=anisotropy, limits=limits)
         return found.with_category(self.categories.ids[found.category])
+
+    def predict_video(
+        self,
+        source: Path | str,
+        *,
+        every: int = 1,
+        frames: tuple[int, int | None] = (0, None),
+        seconds: float | None = None,
+        **options: Any,
+    ) -> Iterator[PredictedFrame]:
+        """The frames of a video file or a camera, in order, with their segments; each when it is asked for.
+
+        Args:
+            source: Path, or ``camera:0`` for the first camera, which gives its newest frame each time.
+            every: Take each so many-th frame only.
+            frames: Number of the first frame, from 0, and of the first that is not wanted any more, if there is one.
+            seconds: Only what lies in the first so many seconds.
+            options: As for `predictor`, such as ``tile=512``.
+
+        Returns:
+            Of tuples (number of the frame, seconds, image (H, W, 3) uint8, segments).
+
+        Raises:
+            InputError: It cannot be read, or the model is for volumes; later, a frame cannot be predicted.
+        """
+        from everymask.predict.videos import FrameChoice, Video, predicted_frames
+
+        if self.method.dimensions == 3:
+            raise InputError("the frames of a video are images, and this is a model of volumes")
+        predictor = self.predictor(**options)
+
+        def predict(image: NDArray[Any]) -> Segments:
+            found = predictor(image)
+            return found.with_category(self.categories.ids[found.category])
+
+        return predicted_frames(Video(source, FrameChoice(every, *frames, seconds)), predict)
 
     def train(
         self,

@@ -91,7 +91,6 @@ def save_model(
         metadata: Anything else worth keeping, as JSON values: licence, provenance, recipe, measured scores.
         half: Write the weights as 16-bit floats.
     """
-    from everymask.export.half import halved
     from everymask.methods import method_name
 
     header = {
@@ -105,6 +104,24 @@ def save_model(
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state_dict().items()}
     write_tensors(path, halved(tensors) if half else tensors, {"everymask": json.dumps(header)})
+
+
+def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights (two axes or more) as float16; biases, statistics and what is too large for 16 bits stay as they are.
+
+    Args:
+        tensors: Of a method's state.
+    """
+    import torch
+
+    def fits(tensor: Tensor) -> bool:
+        return (
+            tensor.dtype == torch.float32
+            and tensor.ndim > 1
+            and bool((tensor.abs() <= torch.finfo(torch.float16).max).all())
+        )
+
+    return {name: tensor.half() if fits(tensor) else tensor for name, tensor in tensors.items()}
 
 
 def write_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

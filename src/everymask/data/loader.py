@@ -56,6 +56,7 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         store: Decoded samples.
         targets: `Method.targets`; gets segments whose categories are class indices. It runs in forked processes, where
             compiled kernels must not start threads.
+        of_image: `Method.of_image`; gets the network's input. None for no such targets.
         crop: Side of the crop in pixels.
         planes: Planes of the crop of volumes; None for images.
         augmentation: Random changes; None for the unchanged crop from the middle of the image (validation).
@@ -73,6 +74,7 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         store: Store,
         targets: Callable[[Segments], dict[str, Tensor]],
         *,
+        of_image: Callable[[Tensor], dict[str, Tensor]] | None = None,
         crop: int,
         planes: int | None = None,
         augmentation: Augmentation | None = None,
@@ -83,7 +85,7 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         mixing: Mixing | None = None,
         seed: int = 0,
     ) -> None:
-        self.store, self.targets = store, targets
+        self.store, self.targets, self.of_image = store, targets, of_image
         self.crop, self.planes, self.augmentation, self.seed = crop, planes, augmentation, seed
         self.foreground, self.by_class = foreground, by_class
         self.magnify, self.fill, self.mixing = magnify, fill, mixing
@@ -98,9 +100,11 @@ class Crops(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         return len(self.store)
 
     def __getitem__(self, index: Draw) -> tuple[Tensor, dict[str, Tensor]]:
-        image, segments = self.cut(index)
+        array, segments = self.cut(index)
+        image = torch.from_numpy(array)
         try:
-            return torch.from_numpy(image), self.targets(segments)
+            targets = self.targets(segments)
+            return image, targets if self.of_image is None else targets | self.of_image(image)
         except InputError as error:
             raise named(self.store.data[index.index], error) from error
 

@@ -34,9 +34,9 @@ class Census:
     """What the images of a data set hold.
 
     Args:
-        pixels: (N, K) pixels of each class in each image.
+        pixels: (N, K) pixels of each class in each image, or in its boxes for methods that learn from those.
         background: (N,) pixels of no segment.
-        present: (N, K) whether the image holds the class: has pixels of it, or is tagged with it.
+        present: (N, K) whether the image holds the class: has pixels or a box of it, or is tagged with it.
     """
 
     pixels: NDArray[np.int64]
@@ -58,15 +58,12 @@ class Census:
         pixels, background = np.zeros((count, classes), np.int64), np.zeros(count, np.int64)
         present = np.zeros((count, classes), np.bool_)
         for index in range(count):
-            ids, category = store.labels(index)
-            # From void (-1) on.
-            areas = np.bincount(ids.ravel() + 1, minlength=len(category) + 2)
-            background[index] = areas[1]
-            np.add.at(pixels[index], category, areas[2:])
-            present[index, category] = areas[2:] > 0 if ids.size else True
+            category, areas, background[index] = store.counts(index)
+            np.add.at(pixels[index], category, areas)
+            present[index, category] = True
             if progress is not None:
                 progress(index + 1, count)
-        return cls(pixels, background, present | (pixels > 0))
+        return cls(pixels, background, present)
 
 
 class BalancedDraws:

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -169,25 +169,18 @@ def _of_objects(
     Raises:
         InputError: There are none.
     """
-    if not segments.has_boxes and len(segments):
-        raise InputError("the annotation has neither boxes nor masks, and this method learns from those")
-    if learns_from == "masks" and segments.geometry is None and len(segments):
-        raise InputError(
-            "the annotation has boxes but no masks; train a method that finds boxes, such as faster_rcnn, or add masks"
-        )
+    check_objects(segments, learns_from)
     category = _indices(segments, categories)
-    height, width = segments.size
     if learns_from == "boxes":
         ids = np.zeros((0, 0), np.int32)
-        given = segments.boxes() if len(segments) else np.zeros((0, 4))
-        frames = np.clip(given, 0, np.array([width, height] * 2, np.float64)).astype(np.float32)
+        frames = clipped_boxes(segments)
     else:
         ids = layers_of(segments)
         if len(segments) < np.iinfo(np.int16).max:
             ids = ids.astype(np.int16)
         # Around the pixels that the annotation has, and not the boxes that it may give besides.
         frames = Segments(segments.size, segments.category, segments.geometry).boxes().astype(np.float32)
-    present = np.flatnonzero((frames[:, 2:] > frames[:, :2]).all(axis=1))
+    present = np.flatnonzero(have_area(frames))
     if learns_from == "boxes":
         frames, category, crowd = frames[present], category[present], segments.crowd[present]
         present, areas = np.arange(len(frames)), None
@@ -195,6 +188,35 @@ def _of_objects(
         crowd, areas = segments.crowd, segments.areas()
     found = np.concatenate([present[:, None] + 1, frames[present][:, [1, 0, 3, 2]].round()], axis=1).astype(np.int32)
     return Decoded(image, limits, ids, category, crowd, found, frames, areas)
+
+
+def check_objects(segments: Segments, learns_from: LearnsFrom) -> None:
+    """Checks that an annotation has what a method that finds objects learns from.
+
+    Raises:
+        InputError: It has tags of the image only, or boxes without the masks that are needed.
+    """
+    if not len(segments) or learns_from == "labels":
+        return
+    if not segments.has_boxes:
+        raise InputError("the annotation has neither boxes nor masks, which this method learns from")
+    if learns_from == "masks" and segments.geometry is None:
+        raise InputError(
+            "the annotation has boxes but no masks; train a method that finds boxes, such as faster_rcnn, or add masks"
+        )
+
+
+def clipped_boxes(segments: Segments) -> NDArray[np.float32]:
+    """The boxes (N, 4) of segments, cut off at the edges of the image."""
+    height, width = segments.size
+    given = segments.boxes() if len(segments) else np.zeros((0, 4))
+    return np.clip(given, 0, np.array([width, height] * 2, np.float64)).astype(np.float32)
+
+
+def have_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N,): whether boxes (N, 4) have any."""
+    found: NDArray[np.bool_] = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    return found
 
 
 def _all_void(size: tuple[int, ...]) -> Segments:
@@ -236,6 +258,17 @@ def _by(size: Sequence[int]) -> str:
 LearnsFrom = Literal["labels", "boxes", "masks"]
 """What of an annotation a method learns from: a label map (or tags of the image), boxes, or masks that may overlap."""
 Visits = Literal["once", "side", "area"]
+
+
+class Counts(NamedTuple):
+    """What the annotation of a sample holds."""
+
+    category: NDArray[np.int64]
+    """(N,) class index of each segment that is there."""
+    areas: NDArray[np.int64]
+    """(N,) its pixels, those of its box for methods that learn from boxes, 0 of a tag of the image."""
+    background: int
+    """Pixels of no segment; 0 for boxes and tags."""
 
 
 class Store:
@@ -288,18 +321,27 @@ class Store:
             self._bytes -= self._kept.popitem(last=False)[1].bytes
         return decoded
 
-    def labels(self, index: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """What `labels_of` says of a sample; its image is not read. Of a sample without annotation there is nothing.
+    def counts(self, index: int) -> Counts:
+        """The segments of a sample and their pixels; its image is not read. Without annotation there is nothing.
 
         Raises:
             InputError: As for the sample itself.
         """
         if index in self._kept and self.learns_from == "labels":
-            return self._kept[index].ids, self._kept[index].category
+            return _counts_of_labels(self._kept[index].ids, self._kept[index].category)
         sample = self.data[index]
         try:
             segments = sample.segments
-            return labels_of(_all_void((0, 0)) if segments is None else segments, self.categories)
+            if segments is None:
+                segments = _all_void((0, 0))
+            if self.learns_from == "boxes":
+                check_objects(segments, "boxes")
+                boxes = clipped_boxes(segments)
+                present = have_area(boxes)
+                sides = boxes[present, 2:] - boxes[present, :2]
+                areas = sides.prod(axis=1).round().astype(np.int64)
+                return Counts(_indices(segments, self.categories)[present], areas, 0)
+            return _counts_of_labels(*labels_of(segments, self.categories))
         except InputError as error:
             raise named(sample, error) from error
 
@@ -332,3 +374,10 @@ class Store:
             if progress is not None:
                 progress(index + 1, count)
         return len(self._kept) == count
+
+
+def _counts_of_labels(ids: NDArray[Any], category: NDArray[np.int64]) -> Counts:
+    """The pixels of a label map; all segments are there if they are tags, which have none."""
+    pixels = np.bincount(ids.ravel() + 1, minlength=len(category) + 2)  # from void (-1) on
+    present = pixels[2:] > 0 if ids.size else np.ones(len(category), np.bool_)
+    return Counts(category[present], pixels[2:][present], int(pixels[1]))

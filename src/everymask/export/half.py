@@ -6,28 +6,13 @@ import copy
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from everymask.errors import InputError
 from everymask.export.example import example_images
+from everymask.weights import halved
 
 if TYPE_CHECKING:
     from everymask.methods.base import Method
-
-_LARGEST = torch.finfo(torch.float16).max
-
-
-def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights (two axes or more) as float16; biases, statistics and what is too large for 16 bits stay as they are.
-
-    Args:
-        tensors: Of a method's state.
-    """
-
-    def fits(tensor: Tensor) -> bool:
-        return tensor.dtype == torch.float32 and tensor.ndim > 1 and bool((tensor.abs() <= _LARGEST).all())
-
-    return {name: tensor.half() if fits(tensor) else tensor for name, tensor in tensors.items()}
 
 
 def difference_of_half(method: Method) -> dict[str, float]:

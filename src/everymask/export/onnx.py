@@ -51,8 +51,14 @@ def export_onnx(method: Method, path: Path, metadata: Mapping[str, Any] | None =
         For each output the largest absolute difference on a random image, relative to its range.
 
     Raises:
-        InputError: The extra ``export`` is not installed, or the exported network disagrees by more than 1e-3.
+        InputError: The method says that it cannot be exported, the extra ``export`` is not installed, or the exported
+            network disagrees by more than 1e-3.
     """
+    if method.not_exportable:
+        raise InputError(
+            f"{type(method).__name__} cannot be exported: {method.not_exportable}; predict with everymask, or train "
+            "another method"
+        )
     try:
         import onnx
         import onnxruntime

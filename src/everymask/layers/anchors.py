@@ -25,6 +25,9 @@ class Anchors:
     Args:
         sizes: For each feature map, finest first, the square roots of the anchors' areas in pixels.
         ratios: Heights divided by widths, the same for all maps.
+        steps: Pixels from cell to cell of each map. Only those that are not whole count, as of transformers with
+            patches of 14 pixels; else, as in torchvision, they are as many whole ones as fit into the image for each
+            cell, which is fewer where a map is rounded up.
 
     Attributes:
         per_cell: Anchors at each cell of a feature map.
@@ -33,17 +36,26 @@ class Anchors:
         InputError: The numbers are not positive, or maps would have different numbers of anchors in a cell.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float] = (0.5, 1.0, 2.0)) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        steps: Sequence[float] = (),
+    ) -> None:
         values = [*ratios, *(each for level in sizes for each in level)]
         if not sizes or not ratios or not all(0 < each < math.inf for each in values):
             raise InputError(f"anchors need sizes and ratios above 0, got sizes {sizes} and ratios {ratios}")
         if len({len(level) for level in sizes}) > 1:
             raise InputError(f"anchors: every feature map needs as many sizes as the others, got {sizes}")
-        self._cells = tuple(tuple(map(tuple, cell_anchors(level, ratios).tolist())) for level in sizes)
-        self.per_cell = len(self._cells[0])
+        fractions = [0.0 if float(step).is_integer() else float(step) for step in steps] or [0.0] * len(sizes)
+        self._levels = tuple(
+            (tuple(map(tuple, cell_anchors(level, ratios).tolist())), step)
+            for level, step in zip(sizes, fractions, strict=True)
+        )
+        self.per_cell = len(self._levels[0][0])
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self._levels)
 
     def __call__(self, size: Grid, grids: Sequence[Grid], device: torch.device) -> Tensor:
         """Anchors (A, 4) x0, y0, x1, y1 in pixels: map after map, row after row; those of a cell lie together.
@@ -59,8 +71,8 @@ class Anchors:
         if len(grids) != len(self):
             raise InputError(f"anchors have sizes for {len(self)} feature maps, but there are {len(grids)}")
         if torch.compiler.is_exporting():
-            return _laid_out(self._cells, size, grids).to(device)  # sizes are symbols, which nothing is kept for
-        return _kept(_laid_out, self._cells, _whole(size), _whole_grids(grids), torch.device(device))
+            return _laid_out(self._levels, size, grids).to(device)  # sizes are symbols, which nothing is kept for
+        return _kept(_laid_out, self._levels, _whole(size), _whole_grids(grids), torch.device(device))
 
     def counts(self, grids: Sequence[Grid]) -> list[int]:
         """How many of the anchors belong to each map."""
@@ -145,12 +157,12 @@ def _kept(compute: Callable[..., Tensor], boxes: object, sizes: object, grids: o
         return compute(boxes, sizes, grids).to(device)
 
 
-def _laid_out(cells: Sequence[Cells], size: Grid, grids: Sequence[Grid]) -> Tensor:
+def _laid_out(cells: Sequence[tuple[Cells, float]], size: Grid, grids: Sequence[Grid]) -> Tensor:
     """`Anchors.__call__`."""
     levels = []
-    for cell, (rows, columns) in zip(cells, grids, strict=True):
-        y = torch.arange(rows, dtype=torch.float32) * (size[0] // rows)
-        x = torch.arange(columns, dtype=torch.float32) * (size[1] // columns)
+    for (cell, step), (rows, columns) in zip(cells, grids, strict=True):
+        y = torch.arange(rows, dtype=torch.float32) * (step or size[0] // rows)
+        x = torch.arange(columns, dtype=torch.float32) * (step or size[1] // columns)
         places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flip(-1).repeat(1, 1, 2)
         levels.append((places[:, :, None] + torch.tensor(cell)).reshape(-1, 4))
     return torch.cat(levels)

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import batched_nms
 
 from everymask.errors import InputError
 from everymask.layers.box_coding import Weights, decode_boxes, encode_boxes
+from everymask.layers.suppression import LEAST_SCORE, Suppression, suppress
 from everymask.ops.boxes import generalized_box_iou
 
 BoxLoss = Literal["l1", "smooth_l1", "giou"]
@@ -154,16 +154,22 @@ def detections(
     coding: Weights,
     overlap: float,
     most: int,
+    suppression: Suppression = "hard",
+    class_agnostic: bool = False,
+    least_score: float = LEAST_SCORE,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Detections of each image without duplicates of a class, the best first.
+    """Detections of each image without duplicates, the best first.
 
     Args:
         found: Candidates of a batch.
         outputs: ``offsets`` (B, A, 4) and the ``anchors`` (B, A, 4) that they are from.
         sizes: (H, W) of each image in pixels.
         coding: Weights of the offsets.
-        overlap: IoU from which the less probable of two boxes of a class is suppressed.
+        overlap: IoU from which the less probable of two boxes is suppressed.
         most: Detections of an image at most.
+        suppression: See `everymask.layers.suppression.suppress`; with the soft rules scores are what they leave.
+        class_agnostic: Whether boxes of different classes suppress one another, too.
+        least_score: What the soft rules must leave of a score.
 
     Returns:
         For each image boxes (D, 4) within it, scores (D,) and classes (D,).
@@ -174,6 +180,16 @@ def detections(
     results = []
     for image in range(len(sizes)):
         own = torch.where(found.image == image)[0]
-        kept = own[batched_nms(boxes[own], found.scores[own], found.classes[own], overlap)[:most]]
-        results.append((boxes[kept], found.scores[kept], found.classes[kept]))
+        groups = torch.zeros_like(own) if class_agnostic else found.classes[own]
+        kept, scores = suppress(
+            boxes[own],
+            found.scores[own],
+            groups,
+            overlap=overlap,
+            kind=suppression,
+            least_score=least_score,
+            most=most,
+        )
+        kept = own[kept[:most]]
+        results.append((boxes[kept], scores[:most], found.classes[kept]))
     return results

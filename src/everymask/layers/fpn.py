@@ -5,6 +5,7 @@ Lin et al., Feature Pyramid Networks for Object Detection, CVPR 2017.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,6 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Top = Literal["none", "subsample", "p5", "c5"]
+
+TORCHVISION_PYRAMID = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # Files from before torchvision 0.13 have no number for the layer of a block that has but one.
+        (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(weight|bias)$", r"neck.lateral.\1.0.\2"),
+        (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(weight|bias)$", r"neck.smooth.\1.0.\2"),
+        (r"^backbone\.fpn\.inner_blocks\.", "neck.lateral."),
+        (r"^backbone\.fpn\.layer_blocks\.", "neck.smooth."),
+        (r"^backbone\.fpn\.extra_blocks\.p6\.", "neck.top.0."),
+        (r"^backbone\.fpn\.extra_blocks\.p7\.", "neck.top.1."),
+    )
+)
+"""Names of torchvision's pyramid, and those of a `FeaturePyramid` that a method has as ``neck``."""
 
 
 class FeaturePyramid(nn.Module):

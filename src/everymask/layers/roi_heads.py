@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import batched_nms, roi_align
+from torchvision.ops import roi_align
 
 from everymask.layers.anchors import Grid
 from everymask.layers.box_coding import Weights, clip_boxes, decode_boxes, encode_boxes, have_sides
 from everymask.layers.box_matching import BACKGROUND, best_of_each_image, match_boxes, sample_balanced
 from everymask.layers.rpn import BETA
+from everymask.layers.suppression import Suppression, suppress
 
 OFFSET_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
 """One over the deviations of the offsets from proposals to objects (Girshick's program)."""
@@ -188,8 +189,10 @@ def detections(
     least_score: float,
     overlap: float,
     most: int,
+    suppression: Suppression = "hard",
+    class_agnostic: bool = False,
 ) -> Detections:
-    """Classes and boxes of regions, without duplicates of a class.
+    """Classes and boxes of regions, without duplicates.
 
     Args:
         logits: (R, K + 1), background first.
@@ -198,8 +201,10 @@ def detections(
         size: (height, width) of the images in pixels.
         images: Number of them.
         least_score: Only more probable ones count; 0..1.
-        overlap: IoU from which the less probable of two boxes of a class is suppressed.
+        overlap: IoU from which the less probable of two boxes is suppressed.
         most: Detections of an image at most.
+        suppression: See `everymask.layers.suppression.suppress`; with the soft rules scores are what they leave.
+        class_agnostic: Whether boxes of different classes suppress one another, too.
     """
     scores = torch.softmax(logits, dim=-1)[:, 1:]
     # Few of the R * K boxes are ever needed.
@@ -208,7 +213,9 @@ def detections(
     kept = torch.where(have_sides(boxes, _LEAST_SIDE))[0]
     boxes, row, classes = boxes[kept], row[kept], classes[kept]
     score, image = scores[row, classes], regions[row, 0].to(torch.int64)
-    found = batched_nms(boxes, score, image * scores.shape[1] + classes, overlap)
+    groups = image if class_agnostic else image * scores.shape[1] + classes
+    found, left = suppress(boxes, score, groups, overlap=overlap, kind=suppression, least_score=least_score, most=most)
+    score = score.index_copy(0, found, left)
     found, rank = best_of_each_image(found, image, images, most)
     image = image[found]
     table = torch.cat([image[:, None].to(boxes.dtype), boxes[found]], dim=1)

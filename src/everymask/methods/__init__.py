@@ -29,8 +29,11 @@ METHODS = {
     "retinanet": "everymask.methods.detection.retinanet:RetinaNet",
     "detr": "everymask.methods.detection.detr:DETR",
     "detr_panoptic": "everymask.methods.detection.detr_panoptic:DETRPanoptic",
+    "rcnn": "everymask.methods.detection.rcnn:RCNN",
+    "fast_rcnn": "everymask.methods.detection.fast_rcnn:FastRCNN",
     "faster_rcnn": "everymask.methods.detection.faster_rcnn:FasterRCNN",
     "mask_rcnn": "everymask.methods.detection.mask_rcnn:MaskRCNN",
+    "panoptic_fpn": "everymask.methods.detection.panoptic_fpn:PanopticFPN",
     "classifier": "everymask.methods.classify.classifier:Classifier",
 }
 """Name -> "module:Class". A user's own method is given in the same form, such as ``my_package.my_method:MyMethod``."""

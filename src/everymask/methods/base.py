@@ -41,6 +41,7 @@ class Method(nn.Module, ABC):
         depth_context: Of volumes, `context` in planes.
         anisotropy: Of volumes, the distance between planes in pixels.
         largest: Longest side of images that the network sees as a whole, however small tiles are to be; 0 for none.
+        completion_images: Training images that `complete` is shown at most.
         thresholds: Decision thresholds that `decode` uses; tuned on validation data and stored with the weights.
     """
 
@@ -61,6 +62,8 @@ class Method(nn.Module, ABC):
     """Whether images are brought to one range by percentiles on a backbone, too: microscopes have no common one."""
     antialias: ClassVar[bool] = True
     """Whether images are smoothed when they are reduced for prediction; some published weights expect otherwise."""
+    not_exportable: ClassVar[str] = ""
+    """Why the network cannot be written in a format for other programs; empty if it can."""
 
     classes: int
     channels: int
@@ -73,6 +76,7 @@ class Method(nn.Module, ABC):
     depth_context: int = 0
     anisotropy: float = 1.0
     largest: int = 0
+    completion_images: int = 64
     thresholds: dict[str, float]
     class_weights: Tensor | None
     _config: dict[str, Any]
@@ -132,6 +136,13 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """What the network should say for one sample; runs in loader workers, after augmentation."""
+
+    def of_image(self, image: Tensor) -> dict[str, Tensor]:
+        """Further targets that depend on the network's input (C, H, W) alone, such as regions that may hold objects.
+
+        Found by the loader's processes while the network learns; those of lengths that differ are `ragged`.
+        """
+        return {}
 
     @abstractmethod
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -26,6 +27,38 @@ SAME = 0.55
 """IoU from which boxes of one class in several copies are one object (Solovyev et al. 2021)."""
 
 
+class MergesBranches(Protocol):
+    """A panoptic method with a branch for things and one for the classes of pixels, such as Panoptic FPN."""
+
+    def parts(
+        self, outputs: dict[str, Tensor], sizes: Sequence[tuple[int, ...]], least_score: float
+    ) -> list[tuple[Segments, Tensor | None]]:
+        """Things with masks that may overlap, and logits (C, H, W) of the pixels, of each image."""
+        ...
+
+    def merged(self, things: Segments, semantic: Tensor | None) -> Segments:
+        """The label map of both."""
+        ...
+
+
+class MergesQueries(Protocol):
+    """A panoptic method each of whose queries sees a segment with a mask for the whole image, such as DETR's."""
+
+    stuff: tuple[int, ...]
+
+    def candidates(self, outputs: dict[str, Tensor], image: int, size: tuple[int, int]) -> tuple[Segments, Tensor]:
+        """Class, score and box of the queries (N) that may see something, and their masks (N, h, w) in small."""
+        ...
+
+    def enlarged(self, mask: Tensor, size: tuple[int, int], factors: Sequence[float] = (1.0, 1.0)) -> Tensor:
+        """Logits (H, W) of a mask (h, w)."""
+        ...
+
+    def painted(self, candidates: Segments, mask: Callable[[int], Tensor]) -> Segments:
+        """The label map of candidates, given what calculates the mask (H, W) of one, logits or probabilities."""
+        ...
+
+
 def segments_of_views(
     method: Method,
     network: Callable[[Tensor], dict[str, Tensor]],
@@ -35,6 +68,10 @@ def segments_of_views(
 ) -> Segments:
     """What is found in an image and its copies.
 
+    Boxes and masks are joined by `fused`. Of panoptic methods things are as well, the probabilities of the classes of
+    pixels are averaged, and only then are both merged; the masks of queries are averaged within the groups that `fused`
+    makes, those for the same stuff being one group, before they compete for the pixels.
+
     Args:
         method: Decodes the outputs.
         network: Gives them.
@@ -42,23 +79,90 @@ def segments_of_views(
         views: The copies.
         size: (H, W) of the image before padding.
     """
-    found = [_of_view(method, network, images[..., : size[0], : size[1]], view) for view in views]
+    image = images[..., : size[0], : size[1]]
+    seen = [_seen(method, network, image, view) for view in views]
+    if hasattr(method, "merged"):
+        return _of_branches(cast("MergesBranches", method), seen, size)
+    if hasattr(method, "painted"):
+        return _of_queries(cast("MergesQueries", method), seen, size)
+    found = [copy.brought_back(method.decode(copy.outputs, [copy.size])[0], size) for copy in seen]
     return fused(found, len(views))
 
 
-def _of_view(method: Method, network: Callable[[Tensor], dict[str, Tensor]], image: Tensor, view: View) -> Segments:
+class _Copy(NamedTuple):
+    """A copy of the image, as the network saw it."""
+
+    view: View
+    size: tuple[int, int]
+    """(H, W) without padding."""
+    outputs: dict[str, Tensor]
+
+    def brought_back(self, segments: Segments, size: tuple[int, int]) -> Segments:
+        """Segments of the image, which has that size, from those of the copy."""
+        back = turned_back(segments, self.view.flip, self.view.turns)
+        return back if self.view.scale == 1 else restored(back, size)[0]
+
+    def map_brought_back(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Maps (..., H, W) of the image from those of the copy."""
+        back = torch.rot90(maps.flip(-1) if self.view.flip else maps, -self.view.turns, (-2, -1))
+        if self.view.scale == 1:
+            return back
+        flat = back.reshape(1, -1, *back.shape[-2:])
+        resized = functional.interpolate(flat, size=size, mode="bilinear", align_corners=False)
+        return resized.reshape(*back.shape[:-2], *size)
+
+
+def _seen(method: Method, network: Callable[[Tensor], dict[str, Tensor]], image: Tensor, view: View) -> _Copy:
     flip, turns, scale = view
-    size = (int(image.shape[-2]), int(image.shape[-1]))
     if scale != 1:
-        sides = [max(1, round(scale * side)) for side in size]
+        sides = [max(1, round(scale * int(side))) for side in image.shape[-2:]]
         image = functional.interpolate(image, size=sides, mode="bilinear", align_corners=False, antialias=scale < 1)
     copy = torch.rot90(image, turns, (-2, -1))
     copy = copy.flip(-1) if flip else copy
     inside = (int(copy.shape[-2]), int(copy.shape[-1]))
     stride = method.stride
     padded = pad_constant(copy, -inside[0] % stride, -inside[1] % stride, method.padding or 0.0)
-    segments = turned_back(method.decode(network(padded), [inside])[0], flip, turns)
-    return segments if scale == 1 else restored(segments, size)[0]
+    return _Copy(view, inside, network(padded))
+
+
+def _of_branches(method: MergesBranches, seen: Sequence[_Copy], size: tuple[int, int]) -> Segments:
+    """The segments of an image of whose copies two branches have said something."""
+    things: list[Segments] = []
+    mean: Tensor | None = None
+    for copy in seen:
+        ((found, logits),) = method.parts(copy.outputs, [copy.size], 0.0)
+        things.append(copy.brought_back(found, size))
+        if logits is not None:
+            share = copy.map_brought_back(logits.softmax(0), size) / len(seen)
+            mean = share if mean is None else mean + share
+    # Logarithms of probabilities are logits, too.
+    return method.merged(fused(things, len(seen)), None if mean is None else mean.log())
+
+
+def _of_queries(method: MergesQueries, seen: Sequence[_Copy], size: tuple[int, int]) -> Segments:
+    """The segments of an image whose copies were seen by queries."""
+    found: list[Segments] = []
+    masks: list[Tensor] = []
+    for copy in seen:
+        candidates, small = method.candidates(copy.outputs, 0, copy.size)
+        found.append(copy.brought_back(candidates, size))
+        masks.append(small)
+    groups = grouped(found, len(seen), method.stuff)
+
+    def mask_of(number: int) -> Tensor:
+        """The mean over the copies of the probability (H, W); of several queries for the same stuff the highest."""
+        group = groups[number]
+        total: Tensor | None = None
+        for index in np.unique(group.copy).tolist():
+            here = group.copy == index
+            copy, small = seen[index], masks[index][torch.from_numpy(group.index[here])]
+            highest = torch.stack([method.enlarged(each, copy.size) for each in small]).amax(0).sigmoid()
+            back = copy.map_brought_back(highest, size) * float(group.weight[here].max())
+            total = back if total is None else total + back
+        assert total is not None  # noqa: S101 - a group has members
+        return total / sum(float(group.weight[group.copy == each].max()) for each in np.unique(group.copy))
+
+    return method.painted(_columns(groups, size), mask_of)
 
 
 def turned_back(segments: Segments, flip: bool, turns: int) -> Segments:
@@ -99,48 +203,89 @@ def turned_back(segments: Segments, flip: bool, turns: int) -> Segments:
     )
 
 
-def fused(found: Sequence[Segments], copies: int) -> Segments:
-    """Weighted box fusion (Solovyev et al. 2021): boxes of one class that lie on each other become their mean.
-
-    The mean of a group is weighted by the scores; its score is the sum over the group, one of each copy at most, by the
-    number of copies, so that what only some copies show is less probable. Its mask is that of its most probable member.
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What several copies show of one object.
 
     Args:
-        found: Segments of each copy, of one size.
+        category: Of all members.
+        score: Sum of the members' scores, of each copy the highest, by the number of copies: what only some copies show
+            is less probable.
+        box: (4,) mean of the members' boxes, weighted by their scores.
+        copy: (M,) int64: which copy each member is of.
+        index: (M,) int64: which segment of that copy it is.
+        weight: (M,) its score.
+    """
+
+    category: int
+    score: float
+    box: NDArray[np.float64]
+    copy: NDArray[np.int64]
+    index: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+
+def grouped(found: Sequence[Segments], copies: int, whole: Collection[int] = ()) -> list[Group]:
+    """Groups of segments of one class that lie on each other (Solovyev et al. 2021, weighted boxes fusion), best first.
+
+    Args:
+        found: Segments of each copy, with boxes and scores, of one size.
         copies: How many there are.
+        whole: Classes of which an image has one segment at most: all are one group, with all members of each copy. Of
+            other groups a copy has one member, since others are doubles within it.
     """
     boxes = np.concatenate([each.boxes() if len(each) else np.zeros((0, 4)) for each in found])
     score = np.concatenate([np.zeros(0) if each.score is None else each.score for each in found])
     category = np.concatenate([each.category for each in found])
     copy = np.repeat(np.arange(len(found)), [len(each) for each in found])
+    place = np.concatenate([np.arange(len(each)) for each in found])
     order = np.argsort(-score, kind="stable")
     free = np.ones(len(score), np.bool_)
-    kept: list[int] = []
-    merged: list[NDArray[np.float64]] = []
-    scores: list[float] = []
+    groups: list[Group] = []
     for leader in order.tolist():
         if not free[leader]:
             continue
-        rivals = order[free[order] & (category[order] == category[leader])]
-        group = rivals[box_iou(boxes[leader][None], boxes[rivals], pairwise=True)[0] >= SAME]
-        # The best of each copy; the others of the group are doubles within their copy.
-        _, first = np.unique(copy[group], return_index=True)
-        members = group[first]
-        free[group] = False
-        weights = score[members] / max(score[members].sum(), 1e-12)
-        kept.append(leader)
-        merged.append(weights @ boxes[members])
-        scores.append(float(score[members].sum() / copies))
+        members = order[free[order] & (category[order] == category[leader])]
+        of_whole = int(category[leader]) in whole
+        if not of_whole:
+            members = members[box_iou(boxes[leader][None], boxes[members], pairwise=True)[0] >= SAME]
+        free[members] = False
+        best = members[np.unique(copy[members], return_index=True)[1]]
+        weights = score[best] / max(score[best].sum(), 1e-12)
+        kept = members if of_whole else best
+        total = float(score[best].sum() / copies)
+        groups.append(Group(int(category[leader]), total, weights @ boxes[best], copy[kept], place[kept], score[kept]))
+    return sorted(groups, key=lambda each: -each.score)
+
+
+def fused(found: Sequence[Segments], copies: int) -> Segments:
+    """Segments from those of several copies: boxes by weighted boxes fusion, masks by a vote on every pixel.
+
+    Args:
+        found: Segments of each copy, of one size, with boxes or run-length masks.
+        copies: How many there are.
+    """
+    groups = grouped(found, copies)
+    size = (found[0].size[0], found[0].size[1])
     geometry = None
     if all(isinstance(each.geometry, Masks) for each in found):
-        runs = [run for each in found if isinstance(each.geometry, Masks) for run in each.geometry]
-        geometry = Masks.join((found[0].size[0], found[0].size[1]), [runs[index] for index in kept])
-    by_score = np.argsort(-np.array(scores), kind="stable")
-    whole = Segments(
-        found[0].size,
-        category[kept],
+        from everymask.ops.mask_voting import vote_masks
+
+        geometries = [each.geometry for each in found if isinstance(each.geometry, Masks)]
+        members = [(group.copy, group.index) for group in groups]
+        runs = [geometries[i][j] for copy, index in members for i, j in zip(copy.tolist(), index.tolist(), strict=True)]
+        masks = Masks.join(size, runs)
+        starts = np.cumsum([0, *(len(copy) for copy, _ in members)])
+        weights = np.concatenate([np.zeros(0), *(group.weight for group in groups)])
+        geometry = Masks(size, *vote_masks(masks.counts, masks.offsets, starts, weights, size[0] * size[1]))
+    return _columns(groups, size, geometry)
+
+
+def _columns(groups: Sequence[Group], size: tuple[int, int], geometry: Masks | None = None) -> Segments:
+    return Segments(
+        size,
+        [each.category for each in groups],
         geometry,
-        score=np.array(scores),
-        box=np.array(merged).reshape(-1, 4),
+        score=[each.score for each in groups],
+        box=np.array([each.box for each in groups]).reshape(-1, 4),
     )
-    return whole[by_score]

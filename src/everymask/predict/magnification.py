@@ -96,9 +96,9 @@ class MagnifiedImage:
         needed = tuple(
             slice(int(places.min()), int(places.max()) + 1) if places.size else slice(0, 0) for places, _ in taps
         )
-        found = np.asarray(self._image[needed]).astype(np.float32)
+        found = np.asarray(self._image[needed])
         for axis, ((places, weights), part) in enumerate(zip(taps, needed, strict=True)):
-            found = _weighted(found.swapaxes(0, axis), places - part.start, weights).swapaxes(0, axis)
+            found = _weighted(found, places - part.start, weights, axis)
         return found
 
 
@@ -117,12 +117,17 @@ def _taps(
     return places.clip(0, source - 1), weights.astype(np.float32)
 
 
-def _weighted(source: NDArray[np.float32], places: NDArray[np.int64], weights: NDArray[np.float32]) -> NDArray[Any]:
-    """(n, ...) weighted sums of the entries of the first axis."""
-    trailing = (slice(None), *[None] * (source.ndim - 1))
-    total = np.zeros((len(places), *source.shape[1:]), np.float32)
+def _weighted(source: NDArray[Any], places: NDArray[np.int64], weights: NDArray[np.float32], axis: int) -> NDArray[Any]:
+    """float32 weighted sums of the entries along an axis, which gets as many as there are rows of places."""
+    if places.shape[1] > 3:  # else fewer pixels are converted after they are picked
+        source = source.astype(np.float32, copy=False)
+    along = tuple(slice(None) if each == axis else None for each in range(source.ndim))
+    total = np.zeros((*source.shape[:axis], len(places), *source.shape[axis + 1 :]), np.float32)
     for tap in range(places.shape[1]):
-        total += weights[:, tap][trailing] * source[places[:, tap]]
+        if weights[:, tap].any():
+            part = source.take(places[:, tap], axis=axis).astype(np.float32, copy=False)
+            part *= weights[:, tap][along]
+            total += part
     return total
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from everymask.errors import InputError, is_out_of_memory
+from everymask.methods.detection.common import BoxMethod
 from everymask.methods.semantic.common import SemanticMethod
 from everymask.predict.averaging import from_average
 from everymask.predict.blending import blend
@@ -170,6 +171,12 @@ class Predictor:
             raise InputError(f"expected a stack (Z, H, W) or (Z, H, W, C), got an array of shape {np.shape(stack)}")
         return [self(stack[z], limits) for z in range(stack.shape[0])]
 
+    def in_one_piece(self, image: NDArray[Any]) -> bool:
+        """Whether the network sees an image as a whole and not in tiles, which boxes cannot be put together from."""
+        image = checked_image(image, self.method.dimensions)
+        magnified = self._magnified(image, self._limits(image, None))
+        return len(self._plan(magnified)[1]) == 1
+
     def outputs(
         self, image: NDArray[Any], limits: ArrayLike | None = None
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -228,7 +235,9 @@ class Predictor:
         if len(tiles) == 1:
             return next(found)[1]
         semantic = Task.SEMANTIC in self.method.tasks and Task.INSTANCE not in self.method.tasks
-        segments, cut = stitch(found, size, self.method.classes, semantic)
+        class_agnostic = isinstance(self.method, BoxMethod) and self.method.class_agnostic
+        stuff = getattr(self.method, "stuff", ())
+        segments, cut = stitch(found, size, self.method.classes, semantic, class_agnostic, stuff)
         if cut:
             warnings.warn(
                 f"{cut} of {len(segments)} objects reach beyond their tile and may be cut off; "

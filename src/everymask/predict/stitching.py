@@ -10,7 +10,7 @@ from everymask.types import LabelMap, Masks, Polygon, Polygons, Segments
 from everymask.types.geometry import VOID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,7 +24,12 @@ SAME = 0.5
 
 
 def stitch(
-    parts: Iterable[tuple[Tile, Segments]], size: tuple[int, ...], classes: int, semantic: bool
+    parts: Iterable[tuple[Tile, Segments]],
+    size: tuple[int, ...],
+    classes: int,
+    semantic: bool,
+    class_agnostic: bool = False,
+    stuff: Collection[int] = (),
 ) -> tuple[Segments, int]:
     """Joins the segments of tiles.
 
@@ -33,18 +38,21 @@ def stitch(
         size: (H, W) of the image, or (D, H, W) of the volume.
         classes: Number of categories K.
         semantic: Whether every pixel has one class and there are no objects.
+        class_agnostic: Whether boxes or masks of different classes may be one object, seen in two tiles.
+        stuff: Of label maps, classes that are no objects: those of an image are one segment.
 
     Returns:
         The segments of the image, and the number of objects that an inner edge of their tile has cut off.
     """
-    stitcher: SemanticStitcher | LabelStitcher | MaskStitcher | None = None
+    stitcher: SemanticStitcher | LabelStitcher | PanopticStitcher | MaskStitcher | None = None
     for tile, segments in parts:
         if stitcher is None:
             if semantic:
                 stitcher = SemanticStitcher(size, classes)
+            elif not isinstance(segments.geometry, LabelMap):
+                stitcher = MaskStitcher((size[0], size[1]), class_agnostic)
             else:
-                labels = isinstance(segments.geometry, LabelMap)
-                stitcher = LabelStitcher(size) if labels else MaskStitcher((size[0], size[1]))
+                stitcher = PanopticStitcher(size, classes, stuff) if stuff else LabelStitcher(size)
         stitcher.add(tile, segments)
     if stitcher is None:
         raise ValueError("there are no tiles to stitch")
@@ -170,6 +178,46 @@ class LabelStitcher:
         return whole if visible.all() else whole[visible]
 
 
+class PanopticStitcher:
+    """Joins label maps of things and stuff: things object by object, stuff pixel by pixel where no thing lies.
+
+    Args:
+        size: (H, W) of the image.
+        classes: Number of categories K.
+        stuff: Those of them that are no objects.
+    """
+
+    def __init__(self, size: tuple[int, ...], classes: int, stuff: Collection[int]) -> None:
+        self._is_stuff = np.isin(np.arange(classes), list(stuff))
+        self._things, self._stuff = LabelStitcher(size), SemanticStitcher(size, classes)
+
+    @property
+    def cut(self) -> int:
+        """Number of things that an inner edge of their tile has cut off."""
+        return self._things.cut
+
+    def add(self, tile: Tile, segments: Segments) -> None:
+        """Takes over the things of a tile, and the stuff of its core."""
+        of_stuff = self._is_stuff[segments.category]
+        self._things.add(tile, segments[~of_stuff])
+        self._stuff.add(tile, segments[of_stuff])
+
+    def result(self) -> Segments:
+        """All things that have pixels, in order of tiles, and then one segment for each class of stuff."""
+        things, stuff = self._things.result(), self._stuff.result()
+        ids, ground = things.label_map().copy(), stuff.label_map()
+        ids[:] = np.where((ids == 0) & (ground > 0), ground + len(things), ids)
+        scores = [each.score for each in (things, stuff) if each.score is not None]
+        whole = Segments(
+            ids.shape,
+            np.concatenate([things.category, stuff.category]),
+            LabelMap(ids),
+            score=np.concatenate(scores) if len(scores) == 2 else None,
+        )
+        visible = whole.areas() > 0
+        return whole if visible.all() else whole[visible]
+
+
 class MaskStitcher:
     """Joins masks, polygons and boxes, which may overlap.
 
@@ -178,13 +226,14 @@ class MaskStitcher:
 
     Args:
         size: (H, W) of the image.
+        class_agnostic: Whether their categories may differ; the more probable one counts.
 
     Attributes:
         cut: Number of objects that an inner edge of their tile has cut off.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._size = size
+    def __init__(self, size: tuple[int, int], class_agnostic: bool = False) -> None:
+        self._size, self._class_agnostic = size, class_agnostic
         self._parts: list[Segments] = []
         self._boxes: list[NDArray[np.float64]] = []
         self._geometries: list[Geometry | None] = []
@@ -215,7 +264,8 @@ class MaskStitcher:
         dropped = np.zeros(len(whole), bool)
         for index in doubtful[np.argsort(-score[doubtful], kind="stable")]:
             if not dropped[index]:
-                others = doubtful[(whole.category[doubtful] == whole.category[index]) & (tile[doubtful] != tile[index])]
+                alike = self._class_agnostic | (whole.category[doubtful] == whole.category[index])
+                others = doubtful[alike & (tile[doubtful] != tile[index])]
                 dropped[others[box_iou(boxes[index][None], boxes[others], pairwise=True)[0] > SAME]] = True
         return whole[~dropped]
 

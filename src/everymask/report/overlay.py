@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ def draw_overlay(
     fill: float = 0.15,
     thickness: int | None = None,
     magnify: int = 1,
+    stretch: bool = True,
 ) -> NDArray[np.uint8]:
     """The image in a sensible display range with a contour and a faint fill for each segment.
 
@@ -46,6 +48,7 @@ def draw_overlay(
         fill: Opacity of the fill, 0..1.
         thickness: Of the contours in pixels of the result; default: from the size of image and objects.
         magnify: Whole factor by which the result is larger than the image, so that contours stay thin on small images.
+        stretch: Bring the image into a display range of its own; without it, (H, W, 3) uint8 is shown as it is.
 
     Returns:
         (H * magnify, W * magnify, 3) uint8.
@@ -53,7 +56,7 @@ def draw_overlay(
     Raises:
         InputError: Image and segments differ in size, or the image is a volume.
     """
-    picture = displayed(image)
+    picture = displayed(image) if stretch else image
     if segments.size != picture.shape[:2]:
         raise InputError(f"the image has size {picture.shape[:2]}, but the segments {segments.size}")
     if magnify > 1:
@@ -88,6 +91,28 @@ def draw_overlay(
         else [f"{name} {score:.2f}" for name, score in zip(names, segments.score, strict=True)]
     )
     return captioned(painted, magnify * segments.boxes(), texts, colours)
+
+
+def frame_drawing(categories: Categories | None) -> Callable[[NDArray[Any], Segments], NDArray[np.uint8]]:
+    """A function like `draw_overlay` for the frames of a video: what is chosen by the image elsewhere does not flicker.
+
+    Frames (H, W, 3) uint8 are shown as they are, each category has one colour, and lines are as thick as in the first
+    frame that has objects.
+
+    Args:
+        categories: Give names and colours.
+    """
+    thickness: int | None = None
+
+    def draw(image: NDArray[Any], segments: Segments) -> NDArray[np.uint8]:
+        nonlocal thickness
+        if thickness is None and len(segments) and segments.geometry is not None:
+            thickness = contour_thickness(segments.size, segments)
+        return draw_overlay(
+            image, segments, categories=categories, colour_by="category", thickness=thickness, stretch=False
+        )
+
+    return draw
 
 
 def suggested_magnification(size: tuple[int, ...], target: int = 1024) -> int:

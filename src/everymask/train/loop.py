@@ -436,7 +436,7 @@ class Trainer:
 
     def _complete(self) -> None:
         """Shows the finished network some of the training images, for methods that learn from that."""
-        found = self.samples.unchanged(COMPLETION_IMAGES)
+        found = self.samples.unchanged(self.method.completion_images)
         with torch.no_grad(), explained_memory(self.recipe):
             self.method.complete((torch.from_numpy(image).to(self.engine.device), each) for image, each in found)
 

@@ -96,6 +96,7 @@ class TrainingSamples:
         return Crops(
             self.store,
             self.method.targets,
+            of_image=self.method.of_image,
             crop=self.recipe.crop,
             planes=self.recipe.planes_for(self.method.dimensions),
             augmentation=augmentation_of(self.recipe),
@@ -137,6 +138,7 @@ def unchanged_crops(store: Store, method: Method, recipe: Recipe) -> Crops:
     return Crops(
         store,
         method.targets,
+        of_image=method.of_image,
         crop=recipe.crop,
         planes=recipe.planes_for(method.dimensions),
         magnify=method.magnification_for,

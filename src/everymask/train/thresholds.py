@@ -32,9 +32,10 @@ def tune_thresholds(
 ) -> dict[str, float]:
     """Thresholds of `Method.tunable` that maximise the method's figures on the validation images.
 
-    The network runs once on each image; then every combination of the listed values is tried, and for each the
-    thresholds given as a range are searched by golden section, one after the other. The present thresholds are tried
-    as well, so the result is never worse than they are.
+    The network runs once on each image (but of a method that finds boxes in each trial, if it sees the image in tiles);
+    then every combination of the listed values is tried, and for each the thresholds given as a range are searched by
+    golden section, one after the other. The present thresholds are tried as well, so the result is never worse than
+    they are.
 
     Args:
         validator: Method, images and metric. The method's thresholds are as before afterwards.
@@ -51,6 +52,7 @@ def tune_thresholds(
         from everymask.metrics.matching import MatchingMetric
 
         make, figure = lambda: MatchingMetric(validator.categories, OBJECT_IOU), "mean_accuracy"
+    boxes = method.learns_from != "labels"
     before = dict(method.thresholds)
     was_training = method.training
     predictor = validator.predictor()
@@ -66,6 +68,10 @@ def tune_thresholds(
         method.thresholds = dict(thresholds)
         metric = make()
         for name, decoded, truth in validator.samples():
+            if boxes and not predictor.in_one_piece(decoded.image):
+                # What is found in tiles is joined behind the thresholds.
+                validator.update(metric, truth, predictor(decoded.image, decoded.limits), name)
+                continue
             found = cache.get(name) or predictor.outputs(decoded.image, decoded.limits)
             if name not in cache:
                 size = sum(each.nbytes for each in found[0].values())

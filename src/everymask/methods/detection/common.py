@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everymask.data.store import LearnsFrom
+from everymask.data.store import LearnsFrom, check_objects, clipped_boxes, have_area
 from everymask.errors import InputError
+from everymask.layers.suppression import Suppression, check_suppression
 from everymask.methods.base import Method
 from everymask.methods.recipe import Recipe
 from everymask.types import Masks, Segments, Task
@@ -28,6 +29,8 @@ class BoxMethod(Method):
     Attributes:
         shorter_side: Side in pixels to which the shorter side of an image is brought; 0 leaves images as they are.
         longer_side: That the longer side must not exceed then.
+        suppression: Of methods with anchors or proposals, how boxes suppress less probable ones that they overlap.
+        class_agnostic: Whether boxes of different classes do so, too.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION})
@@ -38,6 +41,8 @@ class BoxMethod(Method):
 
     shorter_side: int = 0
     longer_side: int = 0
+    suppression: Suppression = "hard"
+    class_agnostic: bool = False
 
     fixed_statistics: bool = False
     """Whether batch normalisation of the backbone keeps the statistics of its weights."""
@@ -99,6 +104,25 @@ class BoxMethod(Method):
             )
         self.shorter_side, self.longer_side, self.largest = shorter_side, longer_side, longer_side
 
+    def suppress_by(self, suppression: Suppression | None = None, class_agnostic: bool | None = None) -> None:
+        """Sets the constructor's `suppression` and `class_agnostic`, also of a method that exists; None leaves one.
+
+        A `Predictor` takes them as they are when it is made.
+
+        Raises:
+            InputError: There is no such rule, or the method finds no boxes twice and has no such option.
+        """
+        if "suppression" not in self._config:
+            raise InputError(
+                f"{type(self).__name__} finds no object twice and suppresses nothing; leave out suppression and "
+                "class_agnostic"
+            )
+        if suppression is not None:
+            check_suppression(suppression)
+            self.suppression = self._config["suppression"] = suppression
+        if class_agnostic is not None:
+            self.class_agnostic = self._config["class_agnostic"] = class_agnostic
+
     def at_scale(self, outputs: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
         """Outputs for an image whose sides are `factors` (y, x) times those of the one that the network saw."""
         by = outputs["boxes"].new_tensor([factors[1], factors[0]] * 2)
@@ -112,20 +136,13 @@ class BoxMethod(Method):
         Raises:
             InputError: There are no boxes or masks, or a box has no area within the image.
         """
-        if not segments.has_boxes:
-            raise InputError("the annotation has neither boxes nor masks, which this method learns from")
-        masks = self.learns_from == "masks"
-        if masks and segments.geometry is None and len(segments):
-            raise InputError(
-                "the annotation has boxes but no masks; train a method that finds boxes, such as faster_rcnn, or add "
-                "masks"
-            )
+        check_objects(segments, self.learns_from)
         targets = {
             "boxes": torch.from_numpy(_checked_boxes(segments)),
             "classes": torch.from_numpy(segments.category.copy()),
             "crowd": torch.from_numpy(segments.crowd.copy()),
         }
-        if masks:
+        if self.learns_from == "masks":
             none = np.zeros((0, *segments.size), np.bool_)
             targets["masks"] = torch.from_numpy(segments.masks() if len(segments) else none)
         return targets
@@ -190,12 +207,11 @@ def _checked_boxes(segments: Segments) -> NDArray[np.float32]:
     Raises:
         InputError: One has no area there.
     """
-    height, width = segments.size
-    given = segments.boxes()
-    boxes = np.clip(given, 0, np.array([width, height, width, height], np.float64)).astype(np.float32)
-    wrong = np.flatnonzero(~(boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    boxes = clipped_boxes(segments)
+    wrong = np.flatnonzero(~have_area(boxes))
     if len(wrong):
-        x0, y0, x1, y1 = given[wrong[0]]
+        x0, y0, x1, y1 = segments.boxes()[wrong[0]]
+        height, width = segments.size
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(
             f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} (x0, y0, x1, y1) of object {wrong[0] + 1} of {len(segments)}{more}"

@@ -17,8 +17,8 @@ from everymask.types import Segments
 class DenseMethod(BoxMethod):
     """A method with outputs ``logits`` (B, A, K), ``offsets`` (B, A, 4) and ``anchors`` (B, A, 4) in pixels.
 
-    Its `thresholds` are the least ``score`` and the ``overlap`` (IoU) from which the less probable of two boxes of a
-    class is suppressed.
+    Its `thresholds` are the least ``score`` and the ``overlap`` (IoU) from which the less probable of two boxes is
+    suppressed.
 
     Attributes:
         coding: Weights of the offsets.
@@ -47,9 +47,16 @@ class DenseMethod(BoxMethod):
             outputs: Of `forward`.
             sizes: (H, W) of each image before padding.
         """
-        overlap = self.thresholds["overlap"]
         results = detections(
-            self.probable(outputs), outputs, sizes, coding=self.coding, overlap=overlap, most=self.detections
+            self.probable(outputs),
+            outputs,
+            sizes,
+            coding=self.coding,
+            overlap=self.thresholds["overlap"],
+            most=self.detections,
+            suppression=self.suppression,
+            class_agnostic=self.class_agnostic,
+            least_score=self.thresholds["score"],
         )
         return [
             segments_of_boxes((height, width), *(each.cpu().numpy() for each in result))

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from everymask.backbones.pyramid import Backbone
 from everymask.errors import unknown_name
+from everymask.layers.processes import mean_count
 from everymask.layers.set_matching import Costs, Matching, centres, corners, match_sets
 from everymask.layers.transformer import Decoder, Encoder, initialise_transformer, sine_positions
 from everymask.losses.forms import check_option
@@ -67,8 +68,9 @@ class DETR(BoxMethod):
         dilation: Dilate the last stage of the backbone instead of halving the resolution (DC5 of the paper): better for
             small objects, at about twice the time.
         pre_norm: Normalise before instead of behind each part of a layer, as the official option ``--pre_norm``.
-        norm: ``fixed`` keeps the statistics of the backbone's batch normalisation, those of its weights; ``batch`` lets
-            them follow the data, which a backbone without weights needs.
+        norm: ``fixed`` keeps the statistics of the backbone's batch normalisation, those of its weights, and in
+            training the weights of its stem and first stage, too, unless the recipe's `freeze` says otherwise;
+            ``batch`` lets them follow the data, which a backbone without weights needs.
         dropout: Share of attention weights and activations that are dropped in training.
         no_object: Weight of "no object" in the loss of the classes, against the many queries that see none.
         any_size: Take images as they are instead of padding them to multiples of the backbone's stride; for
@@ -136,6 +138,15 @@ class DETR(BoxMethod):
             epochs=300, learning_rate=1e-4, backbone_rate=0.1, weight_decay=1e-4, clip=0.1
         )
 
+    @classmethod
+    def recipe_for(cls, **options: Any) -> Recipe:
+        """The stem and the first stage keep their weights, as in the official program, if the backbone has any.
+
+        That it has is what the option `norm` says.
+        """
+        recipe = super().recipe_for(**options)
+        return recipe.with_options(freeze=2) if options.get("norm", "fixed") == "fixed" else recipe
+
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """What each query sees in images (B, C, H, W).
 
@@ -195,7 +206,8 @@ class DETR(BoxMethod):
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
         """The set loss (sec. 3.1 and eq. 2 of the paper): each object is learnt by the query that it is matched with.
 
-        Sums over the objects are divided by their number in the batch, at least 1. Crowd regions are left out.
+        Sums over the objects are divided by their number in the batch, at least 1, which is averaged over the processes
+        of a distributed training. Crowd regions are left out.
 
         Args:
             outputs: ``logits`` (L, B, Q, K + 1) and ``shares`` (L, B, Q, 4), centre and sides in shares of the image,
@@ -216,7 +228,7 @@ class DETR(BoxMethod):
         true = [centres(each[kept]) / pixels for each, kept in zip(boxes, single, strict=True)]
         true_classes = [each[kept] for each, kept in zip(classes, single, strict=True)]
         matching = match_sets(logits, found, true_classes, true, COSTS)
-        number = max(1, sum(len(each) for each in true))
+        number = mean_count(sum(len(each) for each in true), found.device)
 
         layer = torch.arange(len(logits), device=logits.device)[:, None]
         place = (layer, matching.image[None], matching.prediction)
@@ -244,7 +256,7 @@ class DETR(BoxMethod):
         self,
         outputs: Mapping[str, Tensor],
         matching: Matching,
-        number: int,
+        number: float,
         single: Sequence[Tensor],
         targets: Mapping[str, Any],
     ) -> dict[str, Tensor]:
@@ -253,7 +265,7 @@ class DETR(BoxMethod):
         Args:
             outputs: As in `loss`.
             matching: Pairs of queries and objects.
-            number: Of objects in the batch, at least 1.
+            number: Of objects in the batch, at least 1, averaged over the processes.
             single: (N,) bool for each image, the objects that are matched.
             targets: As in `loss`.
         """

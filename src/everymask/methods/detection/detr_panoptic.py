@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -254,7 +254,7 @@ class DETRPanoptic(DETR):
         self,
         outputs: Mapping[str, Tensor],
         matching: Matching,
-        number: int,
+        number: float,
         single: Sequence[Tensor],
         targets: Mapping[str, Any],
     ) -> dict[str, Tensor]:
@@ -292,52 +292,75 @@ class DETRPanoptic(DETR):
             outputs: ``logits`` (B, Q, K + 1) and ``masks`` (B, Q, h, w), see `forward` and `at_scale`.
             sizes: (H, W) of each image before padding.
         """
-        limit = max(self.thresholds["score"], self.least_score)
         factors = outputs["factors"].tolist() if "factors" in outputs else (1.0, 1.0)
         found: list[Segments] = []
-        for logits, masks, (height, width) in zip(outputs["logits"], outputs["masks"], sizes, strict=True):
-            score, classes = logits.float().softmax(-1).max(-1)
-            kept = torch.where((classes < self.classes) & (score > limit))[0]
-            category = classes[kept].cpu().numpy()
-            ids = np.zeros((height, width), np.int32)
-            while len(kept):
-                winner = self._winners(masks[kept], (height, width), factors)
-                ids = _first_of_stuff(category, self.stuff)[winner.cpu().numpy()]
-                small = np.bincount(ids.ravel(), minlength=len(kept)) <= _LARGEST_SPECK
-                if not small.any():
-                    ids += 1
-                    break
-                kept, category = kept[torch.from_numpy(~small).to(kept.device)], category[~small]
-                ids = np.zeros((height, width), np.int32)
-            found.append(Segments((height, width), category, LabelMap(ids), score=score[kept].cpu().numpy()))
+        for image, (height, width) in enumerate(sizes):
+            size = (height, width)
+            score, classes = outputs["logits"][image].float().softmax(-1).max(-1)
+            seen = torch.where(classes < self.classes)[0]
+            masks = outputs["masks"][image, seen]
+            candidates = Segments(size, classes[seen].cpu().numpy(), score=score[seen].cpu().numpy())
+            found.append(self.painted(candidates, lambda n, m=masks, s=size: self.enlarged(m[n], s, factors)))
         return found
 
-    def _winners(self, masks: Tensor, size: tuple[int, int], factors: Sequence[float]) -> Tensor:
-        """Index (H, W) of the highest of masks (M, h, w), the first of equal ones.
-
-        One mask after the other is magnified, so that memory does not grow with their number.
+    def candidates(self, outputs: Mapping[str, Tensor], image: int, size: tuple[int, int]) -> tuple[Segments, Tensor]:
+        """Queries whose best class is not below `least_score`, whatever "no object" is, for copies to agree on.
 
         Args:
-            masks: Of what the network saw.
+            outputs: See `forward`.
+            image: Which of the batch.
+            size: (H, W) of it before padding.
+
+        Returns:
+            Their class, score and box, and their masks (N, h, w) logits.
+        """
+        score, classes = outputs["logits"][image].float().softmax(-1)[..., :-1].max(-1)
+        kept = torch.where(score >= self.least_score)[0]
+        box = outputs["boxes"][image, kept].float().cpu().numpy()
+        found = Segments(size, classes[kept].cpu().numpy(), score=score[kept].cpu().numpy(), box=box)
+        return found, outputs["masks"][image, kept]
+
+    def painted(self, candidates: Segments, mask: Callable[[int], Tensor]) -> Segments:
+        """Each pixel to the candidate with the highest mask of those above the threshold ``score``; see `decode`.
+
+        Args:
+            candidates: Class and score of each.
+            mask: Gives the mask (H, W) of one by its number, logits or probabilities. One after the other is asked for,
+                so that memory does not grow with their number.
+        """
+        score = np.zeros(0) if candidates.score is None else candidates.score
+        size = (candidates.size[0], candidates.size[1])
+        kept = np.flatnonzero(score > max(self.thresholds["score"], self.least_score))
+        category, ids = candidates.category[kept], np.zeros(size, np.int32)
+        while len(kept):
+            ids = _first_of_stuff(category, self.stuff)[_winners([int(each) for each in kept], mask)]
+            small = np.bincount(ids.ravel(), minlength=len(kept)) <= _LARGEST_SPECK
+            if not small.any():
+                ids += 1
+                break
+            kept, category, ids = kept[~small], category[~small], np.zeros(size, np.int32)
+        return Segments(size, category, LabelMap(ids), score=score[kept])
+
+    def enlarged(self, mask: Tensor, size: tuple[int, int], factors: Sequence[float] = (1.0, 1.0)) -> Tensor:
+        """Logits (H, W) of a mask (h, w) of what the network saw.
+
+        Args:
+            mask: At a quarter of the size.
             size: (H, W) of the result.
             factors: Its sides by those of what the network saw, without padding.
         """
         seen = [round(length / factor) for length, factor in zip(size, factors, strict=True)]
         step = self.backbone.reductions[0]
-        whole = seen if self.stride == 1 else [int(step * length) for length in masks.shape[-2:]]
+        whole = seen if self.stride == 1 else [int(step * length) for length in mask.shape[-2:]]
+        large = functional.interpolate(mask.float()[None, None], size=whole, mode="bilinear", align_corners=False)[0, 0]
+        if tuple(seen) == size:
+            return large[: size[0], : size[1]]
         # The pixel that the middle of each pixel of the result lies on.
         rows, columns = (
-            ((torch.arange(wanted, dtype=torch.float64, device=masks.device) + 0.5) * (have / wanted)).long()
+            ((torch.arange(wanted, dtype=torch.float64, device=mask.device) + 0.5) * (have / wanted)).long()
             for wanted, have in zip(size, seen, strict=True)
         )
-        best = masks.new_full(size, -torch.inf, dtype=torch.float32)
-        winner = torch.zeros(size, dtype=torch.int64, device=masks.device)
-        for number, mask in enumerate(masks.float()):
-            large = functional.interpolate(mask[None, None], size=whole, mode="bilinear", align_corners=False)[0, 0]
-            large = large[: size[0], : size[1]] if tuple(seen) == size else large[rows][:, columns]
-            winner.masked_fill_(large > best, number)
-            best = torch.maximum(best, large)
-        return winner
+        return large[rows][:, columns]
 
     def foreign(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of the official program or of `transformers` (old and new names) under the names of this method."""
@@ -347,6 +370,17 @@ class DETRPanoptic(DETR):
                 name = pattern.sub(replacement, name)
             renamed[name] = value
         return renamed
+
+
+def _winners(candidates: Sequence[int], mask: Callable[[int], Tensor]) -> NDArray[np.int64]:
+    """Index (H, W) of the candidate with the highest mask, the first of equal ones."""
+    best = mask(candidates[0])
+    winner = torch.zeros_like(best, dtype=torch.int64)
+    for number, candidate in enumerate(candidates[1:], 1):
+        large = mask(candidate)
+        winner.masked_fill_(large > best, number)
+        best = torch.maximum(best, large)
+    return winner.cpu().numpy()
 
 
 def _first_of_stuff(category: NDArray[np.int64], stuff: Sequence[int]) -> NDArray[np.int32]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from everymask.backbones.pyramid import Backbone
 from everymask.errors import InputError
 from everymask.layers.anchors import Anchors, Grid
-from everymask.layers.fpn import FeaturePyramid
+from everymask.layers.fpn import TORCHVISION_PYRAMID, FeaturePyramid
 from everymask.layers.roi_heads import (
     BoxPredictor,
     Detections,
@@ -28,6 +28,7 @@ from everymask.layers.roi_heads import (
     sample_regions,
 )
 from everymask.layers.rpn import Proposing, RegionProposalNetwork
+from everymask.layers.suppression import Suppression
 from everymask.methods.detection.common import BoxMethod, true_boxes
 
 Variant = Literal["v1", "v2"]
@@ -60,10 +61,16 @@ class FasterRCNN(BoxMethod):
         shorter_side: Pixels to which the shorter side of images is brought, 800 in the published networks; 0 leaves
             images as they are.
         longer_side: Pixels that the longer side must not exceed then; 1333 in the published networks.
+        suppression: What becomes of a box that a more probable one overlaps: ``hard`` drops it; ``linear`` and
+            ``gaussian`` (soft-NMS, Bodla et al. 2017) lower its score, which finds more of objects that hide one
+            another. A lower `least_score` then leaves more of them. `suppress_by` changes it later, and the next.
+        class_agnostic: Whether boxes of different classes suppress one another, too: no two boxes then lie on one
+            object.
     """
 
     antialias: ClassVar[bool] = False
     logit_layers: ClassVar[tuple[str, ...]] = ("box_predictor",)
+    not_exportable: ClassVar[str] = "it suppresses boxes between its two stages, in steps that depend on the image"
 
     def __init__(
         self,
@@ -83,6 +90,8 @@ class FasterRCNN(BoxMethod):
         detections: int = 100,
         shorter_side: int = 0,
         longer_side: int = 0,
+        suppression: Suppression = "hard",
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         if classes < 1 or min(width, hidden, proposals, samples, detections) < 1:
@@ -96,6 +105,7 @@ class FasterRCNN(BoxMethod):
         self.classes, self.channels = classes, channels
         self.samples, self.overlap, self.least_score, self.detections = samples, overlap, least_score, detections
         self.thresholds = {"score": least_score}
+        self.suppress_by(suppression, class_agnostic)
         self.fixed_statistics = norm != "batch"
         second = variant == "v2"
         self.backbone = Backbone(backbone, channels, _STRIDES)
@@ -104,12 +114,13 @@ class FasterRCNN(BoxMethod):
                 module.eps = 0.0
         self.neck = FeaturePyramid(self.backbone.widths, width, "subsample", norm=second)
         proposing = Proposing(before=(proposals, 2 * proposals), after=(proposals, 2 * proposals))
-        anchors = Anchors([(each,) for each in anchor_sizes], anchor_ratios)
+        steps = (*self.backbone.reductions, 2 * self.backbone.reductions[-1])
+        anchors = Anchors([(each,) for each in anchor_sizes], anchor_ratios, steps)
         self.rpn = RegionProposalNetwork(width, anchors, 2 if second else 1, proposing)
         self.box_pool = PyramidRoIAlign(self.backbone.reductions, 7)
         self.box_head = box_head(width, 7, hidden, 4 if second else 0)
         self.box_predictor = BoxPredictor(hidden, classes)
-        self.stride = max(32, self.backbone.stride)
+        self.stride = self.backbone.stride
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Detections of images (B, C, H, W), the best first.
@@ -118,8 +129,16 @@ class FasterRCNN(BoxMethod):
             ``boxes`` (B, M, 4) x0, y0, x1, y1 in pixels, ``scores`` (B, M) 0..1 and 0 for none, ``classes`` (B, M)
             int64, with M the most detections of an image.
         """
-        maps = self.neck(self.backbone(images))
-        size = (images.shape[-2], images.shape[-1])
+        return self.tables(self.neck(self.backbone(images)), (images.shape[-2], images.shape[-1]))
+
+    def tables(self, maps: Sequence[Tensor], size: Grid) -> dict[str, Tensor]:
+        """The outputs of `forward`.
+
+        Args:
+            maps: Of the pyramid.
+            size: (height, width) of the images in pixels.
+        """
+        images = len(maps[0])
         logits, offsets = self.rpn(maps)
         regions = self.rpn.propose(logits, offsets, size, _grids(maps))
         scores, moves = self.second_stage(maps, regions)
@@ -128,14 +147,16 @@ class FasterRCNN(BoxMethod):
             moves,
             regions,
             size,
-            len(images),
+            images,
             least_score=self.least_score,
             overlap=self.overlap,
             most=self.detections,
+            suppression=self.suppression,
+            class_agnostic=self.class_agnostic,
         )
         tables = {"boxes": found.regions[:, 1:], "scores": found.scores, "classes": found.classes}
         tables |= self.of_detections(maps, found)
-        return {name: in_places(values, found.places, len(images), self.detections) for name, values in tables.items()}
+        return {name: in_places(values, found.places, images, self.detections) for name, values in tables.items()}
 
     def second_stage(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (R, K + 1), background first, and offsets (R, K, 4) of regions (R, 5) of a batch."""
@@ -201,14 +222,9 @@ class FasterRCNN(BoxMethod):
         return self.batch_counters() | renamed
 
 
-_TORCHVISION = tuple(
+_TORCHVISION = TORCHVISION_PYRAMID + tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Files from before torchvision 0.13 have no number for the layer of a block that has but one.
-        (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(weight|bias)$", r"neck.lateral.\1.0.\2"),
-        (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(weight|bias)$", r"neck.smooth.\1.0.\2"),
-        (r"^backbone\.fpn\.inner_blocks\.", "neck.lateral."),
-        (r"^backbone\.fpn\.layer_blocks\.", "neck.smooth."),
         (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.convolutions.0.0.\1"),
         (r"^rpn\.head\.conv\.", "rpn.convolutions."),
         (r"^rpn\.head\.cls_logits\.", "rpn.objectness."),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from everymask.data.store import LearnsFrom
 from everymask.layers.roi_heads import Detections, MaskHead, PyramidRoIAlign, Samples, mask_loss, mask_targets
+from everymask.layers.suppression import Suppression
 from everymask.methods.detection.faster_rcnn import FasterRCNN, Norm, Variant
 from everymask.types import Task
 
@@ -42,6 +43,11 @@ class MaskRCNN(FasterRCNN):
         shorter_side: Pixels to which the shorter side of images is brought, 800 in the published networks; 0 leaves
             images as they are.
         longer_side: Pixels that the longer side must not exceed then; 1333 in the published networks.
+        suppression: What becomes of a box that a more probable one overlaps: ``hard`` drops it; ``linear`` and
+            ``gaussian`` (soft-NMS, Bodla et al. 2017) lower its score, which finds more of objects that hide one
+            another. A lower `least_score` then leaves more of them. `suppress_by` changes it later, and the next.
+        class_agnostic: Whether boxes of different classes suppress one another, too: no two boxes then lie on one
+            object.
     """
 
     tasks: ClassVar[frozenset[Task]] = frozenset({Task.DETECTION, Task.INSTANCE})
@@ -67,6 +73,8 @@ class MaskRCNN(FasterRCNN):
         detections: int = 100,
         shorter_side: int = 0,
         longer_side: int = 0,
+        suppression: Suppression = "hard",
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__(
             classes,
@@ -85,6 +93,8 @@ class MaskRCNN(FasterRCNN):
             detections,
             shorter_side,
             longer_side,
+            suppression,
+            class_agnostic,
         )
         self.mask_pool = PyramidRoIAlign(self.backbone.reductions, 14)
         self.mask_head = MaskHead(width, classes, norm=variant == "v2")

@@ -29,7 +29,8 @@ from everymask.layers.dense_head import (
     of_anchors,
     positives,
 )
-from everymask.layers.fpn import FeaturePyramid
+from everymask.layers.fpn import TORCHVISION_PYRAMID, FeaturePyramid
+from everymask.layers.suppression import Suppression
 from everymask.losses.forms import check_option, power
 from everymask.methods.detection.common import true_boxes
 from everymask.methods.detection.dense import DenseMethod
@@ -70,6 +71,11 @@ class RetinaNet(DenseMethod):
         shorter_side: Pixels to which the shorter side of images is brought, 800 in the published networks; 0 leaves
             images as they are.
         longer_side: Pixels that the longer side must not exceed then; 1333 in the published networks.
+        suppression: What becomes of a box that a more probable one overlaps: ``hard`` drops it; ``linear`` and
+            ``gaussian`` (soft-NMS, Bodla et al. 2017) lower its score, which finds more of objects that hide one
+            another. A lower `least_score` then leaves more of them. `suppress_by` changes it later, and the next.
+        class_agnostic: Whether boxes of different classes suppress one another, too: no two boxes then lie on one
+            object.
     """
 
     logit_layers: ClassVar[tuple[str, ...]] = ("class_tower.predict",)
@@ -95,6 +101,8 @@ class RetinaNet(DenseMethod):
         detections: int = 100,
         shorter_side: int = 0,
         longer_side: int = 0,
+        suppression: Suppression = "hard",
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -118,6 +126,7 @@ class RetinaNet(DenseMethod):
         self.box_loss: BoxLoss = box_loss or ("giou" if second else "l1")
         self.candidates, self.detections = candidates, detections
         self.thresholds = {"score": least_score, "overlap": overlap}
+        self.suppress_by(suppression, class_agnostic)
         self.fixed_statistics = norm != "batch"
         self.backbone = Backbone(backbone, channels, _STRIDES)
         if norm == "fixed_without_epsilon":
@@ -241,16 +250,9 @@ def _logit(probability: float) -> float:
 
 
 _OLD_TOWER = re.compile(r"^(head\.\w+_head\.conv\.)(\d+)\.(weight|bias)$")
-_TORCHVISION = tuple(
+_TORCHVISION = TORCHVISION_PYRAMID + tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # Files from before torchvision 0.13 have no number for the layer of a block that has but one.
-        (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(weight|bias)$", r"neck.lateral.\1.0.\2"),
-        (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(weight|bias)$", r"neck.smooth.\1.0.\2"),
-        (r"^backbone\.fpn\.inner_blocks\.", "neck.lateral."),
-        (r"^backbone\.fpn\.layer_blocks\.", "neck.smooth."),
-        (r"^backbone\.fpn\.extra_blocks\.p6\.", "neck.top.0."),
-        (r"^backbone\.fpn\.extra_blocks\.p7\.", "neck.top.1."),
         (r"^head\.classification_head\.conv\.", "class_tower.convolutions."),
         (r"^head\.classification_head\.cls_logits\.", "class_tower.predict."),
         (r"^head\.regression_head\.conv\.", "box_tower.convolutions."),

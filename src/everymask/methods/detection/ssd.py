@@ -22,6 +22,7 @@ from everymask.layers.anchors import DefaultBoxes
 from everymask.layers.box_coding import Weights
 from everymask.layers.box_matching import BACKGROUND, match_boxes
 from everymask.layers.dense_head import BoxLoss, Candidates, box_loss, of_anchors, positives
+from everymask.layers.suppression import Suppression
 from everymask.losses.forms import check_option
 from everymask.methods.detection.common import true_boxes
 from everymask.methods.detection.dense import DenseMethod
@@ -89,6 +90,11 @@ class SSD(DenseMethod):
         least_score: Detections of lower probability do not count.
         candidates: Most probable ones of each class that go into the suppression.
         detections: Of an image at most.
+        suppression: What becomes of a box that a more probable one overlaps: ``hard`` drops it; ``linear`` and
+            ``gaussian`` (soft-NMS, Bodla et al. 2017) lower its score, which finds more of objects that hide one
+            another. A lower `least_score` then leaves more of them. `suppress_by` changes it later, and the next.
+        class_agnostic: Whether boxes of different classes suppress one another, too: no two boxes then lie on one
+            object.
     """
 
     logit_layers: ClassVar[tuple[str, ...]] = ("class_head",)
@@ -109,6 +115,8 @@ class SSD(DenseMethod):
         least_score: float = 0.01,
         candidates: int = 400,
         detections: int = 200,
+        suppression: Suppression = "hard",
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         for name, value, known in (("pixels", pixels, get_args(Pixels)), ("box_loss", box_loss, get_args(BoxLoss))):
@@ -125,6 +133,7 @@ class SSD(DenseMethod):
         self.negatives, self.box_loss = negatives, box_loss
         self.candidates, self.detections = candidates, detections
         self.thresholds = {"score": least_score, "overlap": overlap}
+        self.suppress_by(suppression, class_agnostic)
         cells = [size / step for step in layout.steps]
         self.default_boxes = DefaultBoxes(scales or layout.scales, layout.ratios, cells)
         self.backbone = Backbone(backbone, channels, (8, 16))

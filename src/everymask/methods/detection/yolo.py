@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import batched_nms
 
 from everymask.backbones.pyramid import Backbone
 from everymask.data.preprocessing import Preprocessing
@@ -29,6 +28,7 @@ from everymask.layers.csp_darknet import (
     normed_convolution,
 )
 from everymask.layers.sim_ota import sim_ota
+from everymask.layers.suppression import Suppression, suppress
 from everymask.methods.detection.common import BoxMethod, segments_of_boxes, true_boxes
 from everymask.methods.recipe import Recipe
 from everymask.ops.boxes import box_iou
@@ -64,6 +64,11 @@ class YOLO(BoxMethod):
         distance: Weight of the distance of the boxes' numbers in the loss, which makes them more exact; at least 1 in
             the last epochs, when images are no longer joined, as in the official training.
         detections: Of an image at most.
+        suppression: What becomes of a box that a more probable one overlaps: ``hard`` drops it; ``linear`` and
+            ``gaussian`` (soft-NMS, Bodla et al. 2017) lower its score, which finds more of objects that hide one
+            another. `suppress_by` changes it later, and the next.
+        class_agnostic: Whether boxes of different classes suppress one another, too: no two boxes then lie on one
+            object.
     """
 
     antialias: ClassVar[bool] = False
@@ -81,6 +86,8 @@ class YOLO(BoxMethod):
         side: int = 0,
         distance: float = 0.0,
         detections: int = 300,
+        suppression: Suppression = "hard",
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         if variant not in VARIANTS:
@@ -100,13 +107,15 @@ class YOLO(BoxMethod):
         self.largest = self.side
         self.distance, self.detections = distance, detections
         self.thresholds = {"score": 0.01, "nms": 0.65}
+        self.suppress_by(suppression, class_agnostic)
         self.backbone: Backbone | CSPDarknet
+        self.reductions: tuple[float, ...]
         if backbone:
             self.backbone = Backbone(backbone, channels, STRIDES)
-            self.stride = max(32, self.backbone.stride)
+            self.stride, self.reductions = self.backbone.stride, self.backbone.reductions
         else:
             self.backbone = CSPDarknet(channels, depth, width, depthwise)
-            self.stride = 32
+            self.stride, self.reductions = max(STRIDES), tuple(map(float, STRIDES))
         widths = [int(each * width) for each in (256, 512, 1024)]
         self.neck = PathAggregation(self.backbone.widths, widths, max(1, round(3 * depth)), depthwise)
         self.head = nn.ModuleList(_Head(each, widths[0], classes, depthwise) for each in widths)
@@ -165,7 +174,7 @@ class YOLO(BoxMethod):
         flat = [torch.cat([each.flatten(2) for each in maps], dim=2).mT for maps in zip(*levels, strict=True)]
         classes, offsets, objectness = flat
         grids = [(each[0].shape[-2], each[0].shape[-1]) for each in levels]
-        cells = _cells(grids, images.device)
+        cells = _cells(grids, self.reductions, images.device)
         return {"offsets": offsets, "objectness": objectness.squeeze(-1), "classes": classes, "cells": cells}
 
     def training_loss(self, images: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -213,8 +222,8 @@ class YOLO(BoxMethod):
     def decode(self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, ...]]) -> list[Segments]:
         """Detections whose probability is that of an object times that of its most probable class.
 
-        Those below the threshold ``score`` are left out, and of two of a class those whose IoU is above ``nms`` with a
-        more probable one.
+        Those below the threshold ``score`` are left out, and those whose IoU is above ``nms`` with a more probable one
+        of their class are suppressed.
 
         Args:
             outputs: Of `forward`.
@@ -226,8 +235,17 @@ class YOLO(BoxMethod):
             score = logit.sigmoid() * outputs["objectness"][image].float().sigmoid()
             likely = torch.where(score >= self.thresholds["score"])[0]
             boxes, score, kind = outputs["boxes"][image, likely].float(), score[likely], kind[likely]
-            kept = batched_nms(boxes, score, kind, self.thresholds["nms"])[: self.detections]
-            tables = (each[kept].cpu().numpy() for each in (boxes, score, kind))
+            kept, score = suppress(
+                boxes,
+                score,
+                torch.zeros_like(kind) if self.class_agnostic else kind,
+                overlap=self.thresholds["nms"],
+                kind=self.suppression,
+                least_score=self.thresholds["score"],
+                most=self.detections,
+            )
+            kept, score = kept[: self.detections], score[: self.detections]
+            tables = (each.cpu().numpy() for each in (boxes[kept], score, kind[kept]))
             found.append(segments_of_boxes((size[0], size[1]), *tables))
         return found
 
@@ -329,10 +347,10 @@ def offsets_of_boxes(boxes: Tensor, cells: Tensor) -> Tensor:
     return torch.cat([centre, torch.log((boxes[:, 2:] - boxes[:, :2]) / stride + 1e-8)], dim=-1)
 
 
-def _cells(grids: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+def _cells(grids: Sequence[tuple[int, int]], strides: Sequence[float], device: torch.device) -> Tensor:
     """Cells (A, 3), column, row and stride, of the maps of (rows, columns), row after row."""
     levels = []
-    for (rows, columns), stride in zip(grids, STRIDES, strict=True):
+    for (rows, columns), stride in zip(grids, strides, strict=True):
         y = torch.arange(rows, device=device, dtype=torch.float32)[:, None].expand(rows, columns)
         x = torch.arange(columns, device=device, dtype=torch.float32).expand(rows, columns)
         levels.append(torch.stack([x, y, torch.full_like(x, stride)], dim=-1).flatten(0, 1))

@@ -109,7 +109,7 @@ class SemanticMethod(Method):
         """The most probable class of each pixel; a segment for each that occurs, scored by its mean probability."""
         found = []
         for logits, (height, width) in zip(outputs["classes"], sizes, strict=True):
-            index, counts, sums = _most_probable(logits[:, :height, :width].float())
+            index, counts, sums = most_probable_classes(logits[:, :height, :width].float())
             first = int(self.background)  # class of the first category
             present = np.flatnonzero(counts[first:])
             table = np.zeros(len(counts), np.int32)
@@ -119,7 +119,7 @@ class SemanticMethod(Method):
         return found
 
 
-def _most_probable(logits: Tensor) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
+def most_probable_classes(logits: Tensor) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]]:
     """`everymask.ops.argmax.most_probable` of logits (K, H, W) float32, on the device that they are on."""
     if logits.device.type == "cpu":
         from everymask.ops.argmax import most_probable

