@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, vgg11
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import box_iou, roi_pool
 
 from everymask.backbones.weights import load_backbone
@@ -41,7 +42,7 @@ def official(kind: str, **options: Any) -> tuple[nn.Sequential, RoIHeads]:
     """Backbone and second stage of torchvision, with decisive random weights."""
     torch.manual_seed(0)
     if kind == "vgg11":
-        body, width = vgg11(weights=None).features[:-1], 512
+        body, width = make_layers(cfgs["A"])[:-1], 512
     else:
         whole = resnet18(weights=None)
         body, width = nn.Sequential(*list(whole.children())[:-3]), 256
@@ -154,17 +155,18 @@ def test_both_layers_of_vgg_begin_the_head(tmp_path: Path) -> None:
     windows = torch.randn(5, 3, 7, 7)
     expected = nn.functional.conv2d(windows, timm["pre_logits.fc1.weight"]).flatten(1)
     torch.testing.assert_close(windows.flatten(1) @ renamed["box_head.1.weight"].T, expected, atol=1e-2, rtol=1e-4)
-    again = FastRCNN(1, backbone="resnet10t", hidden=8)
-    other = FastRCNN(2, backbone="resnet10t", hidden=8)
+    again, other = small(1), small(2)
     load_foreign(again, other.state_dict(), new_logits=True)
     assert torch.equal(again.box_head[1].weight, other.box_head[1].weight)
     path = tmp_path / "vgg.pth"
     torch.manual_seed(0)
-    network = nn.ModuleDict({"features": vgg11(weights=None).features})
+    network = nn.ModuleDict({"features": make_layers(cfgs["A"])})
     torch.save(network.state_dict(), path)
     shallow = FastRCNN(1, backbone="vgg11", hidden=8)
     load_backbone(shallow.backbone, path)
-    assert torch.equal(shallow.backbone.body.state_dict()["features.0.weight"], network.state_dict()["features.0.weight"])
+    assert torch.equal(
+        shallow.backbone.body.state_dict()["features.0.weight"], network.state_dict()["features.0.weight"]
+    )
 
 
 # -- regions -----------------------------------------------------------------------------------------------------------
@@ -227,10 +229,11 @@ def test_regions_at_the_last_pixels_have_features() -> None:
     features = torch.rand(1, 256, 4, 5) + 1
     corner, row = [0, 78, 61, 80, 64], [0, 16, 57, 64, 64]
     logits, _ = method.second_stage(features, torch.tensor([corner, row], dtype=torch.float32))
-    last = features[:, :, -1:, -1:].expand(-1, -1, 7, 7)
-    torch.testing.assert_close(logits[:1], method.box_predictor(method.box_head(last))[0])
-    empty = method.box_predictor(method.box_head(torch.zeros_like(last)))[0]
-    assert not torch.allclose(logits[1:], empty)
+    whole_cells = torch.tensor([[0.0, 64, 48, 80, 64], [0, 16, 48, 64, 64]])
+    pooled = roi_pool(features, whole_cells, 7, 1 / 16)
+    assert (pooled > 0).flatten(1).any(1).all()
+    torch.testing.assert_close(logits, method.box_predictor(method.box_head(pooled))[0])
+    assert not roi_pool(features, torch.tensor([corner], dtype=torch.float32), 7, 1 / 16).any()
 
 
 def test_background_is_taken_near_objects_first() -> None:

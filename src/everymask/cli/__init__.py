@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "demo": "Try it: segment the bundled sample images and leave pictures and scores.",
-    "predict": "Segment images: label masks, overlay pictures and a table of measures.",
+    "predict": "Segment images and videos: label masks, overlays and a table of measures.",
     "train": "Train a method on annotated images.",
     "evaluate": "Score a model, or a folder of predictions, against annotated images.",
     "compare": "Train several methods on the same images and score them side by side.",

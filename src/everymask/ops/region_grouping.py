@@ -83,9 +83,10 @@ def group_regions(regions: Regions, similarity: Similarity) -> tuple[NDArray[np.
     def with_room(table: NDArray[np.int32]) -> NDArray[np.int32]:
         return np.concatenate([table, np.zeros((number - 1, *table.shape[1:]), np.int32)])
 
-    tables = [with_room(each) for each in regions[1:]]
-    joined = _group(regions.pairs, *tables, int(regions.sizes.sum()), number, *used)
-    return joined, tables[1]
+    sizes, boxes = with_room(regions.sizes), with_room(regions.boxes)
+    colours, textures = with_room(regions.colours), with_room(regions.textures)
+    joined = _group(regions.pairs, sizes, boxes, colours, textures, int(regions.sizes.sum()), number, *used)
+    return joined, boxes
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -312,7 +313,7 @@ def _group(
         for part in range(2):
             region = other if part else one
             for place in range(starts[region], stops[region]):
-                neighbour = np.int64(pool[place])
+                neighbour = int(pool[place])
                 while parents[neighbour] != neighbour:
                     parents[neighbour] = parents[parents[neighbour]]
                     neighbour = parents[neighbour]

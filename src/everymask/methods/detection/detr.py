@@ -133,19 +133,19 @@ class DETR(BoxMethod):
 
     @classmethod
     def recipe(cls) -> Recipe:
-        """The rates of the paper (sec. 4): AdamW with 1e-4, a tenth of it for the backbone, small gradients, long."""
+        """As in the paper (sec. 4) and the official program: AdamW with 1e-4, a tenth of it for the backbone, long.
+
+        The stem and the first stage of the backbone keep their weights.
+        """
         return BoxMethod.recipe().with_options(
-            epochs=300, learning_rate=1e-4, backbone_rate=0.1, weight_decay=1e-4, clip=0.1
+            epochs=300, learning_rate=1e-4, backbone_rate=0.1, freeze=2, weight_decay=1e-4, clip=0.1
         )
 
     @classmethod
     def recipe_for(cls, **options: Any) -> Recipe:
-        """The stem and the first stage keep their weights, as in the official program, if the backbone has any.
-
-        That it has is what the option `norm` says.
-        """
+        """A backbone without weights, for which `norm` is ``batch``, learns as a whole."""
         recipe = super().recipe_for(**options)
-        return recipe.with_options(freeze=2) if options.get("norm", "fixed") == "fixed" else recipe
+        return recipe if options.get("norm", "fixed") == "fixed" else recipe.with_options(freeze=0)
 
     def forward(self, images: Tensor, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """What each query sees in images (B, C, H, W).

@@ -29,6 +29,9 @@ from everymask.types import Segments
 _CHUNK = 64
 """Windows that go through the network at a time where nothing is learnt, so that memory is bounded."""
 
+_IGNORED = -100
+"""Class of windows from which nothing is learnt."""
+
 _LEAST_SIDE = 1e-2
 """Sides in pixels of a detection."""
 
@@ -179,14 +182,13 @@ class RCNN(ProposalMethod):
         samples = sample_regions(
             self.regions_of(images, targets), *true_boxes(targets), overlap=0.5, number=number, positive_share=0.25
         )
-        regions, classes = samples.regions, samples.classes
-        learns = len(regions) > 0
-        if not learns:  # all lies in crowds; the network runs nevertheless, for processes that wait for its gradient
-            regions = images.new_tensor([[0, 0, 0, images.shape[-1], images.shape[-2]]])
-            classes = torch.zeros(1, dtype=torch.int64, device=images.device)
+        regions, classes, learnt = samples.regions, samples.classes, len(samples.regions)
+        if learnt < 2:  # all lies in crowds, and the network must run: with two windows, to have statistics
+            whole = images.new_tensor([[0, 0, 0, images.shape[-1], images.shape[-2]]] * 2)
+            regions, classes = torch.cat([regions, whole]), functional.pad(classes, (0, 2), value=_IGNORED)
         logits = self.score(self.backbone(Warping(images, self.size, self.margin)(regions))[0]).float()
-        entropy = functional.cross_entropy(logits, classes)
-        return {"classes": entropy if learns else 0 * entropy}
+        entropy = functional.cross_entropy(logits, classes, ignore_index=_IGNORED, reduction="sum")
+        return {"classes": entropy / max(1, learnt)}
 
     @torch.no_grad()
     def complete(self, samples: Iterable[tuple[Tensor, Segments]]) -> None:
@@ -252,9 +254,7 @@ class Warping:
         for level in halvings.unique().tolist():
             chosen = torch.where(halvings == level)[0]
             # Two samples along each side of a pixel, which is one to two pixels of the copy.
-            parts = roi_align(
-                self._halved(level), table[chosen], self.size, 0.5**level, sampling_ratio=2, aligned=True
-            )
+            parts = roi_align(self._halved(level), table[chosen], self.size, 0.5**level, sampling_ratio=2, aligned=True)
             windows = windows.index_copy(0, chosen, parts)
         return windows.contiguous(memory_format=torch.channels_last)
 

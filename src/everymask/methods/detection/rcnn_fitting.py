@@ -127,8 +127,8 @@ def fit_regressions(regressions: FittedLinear, examples: Examples, strength: flo
 
 
 def _scale(features: NDArray[np.float32]) -> float:
-    length = float(np.linalg.norm(features, axis=1).mean())
-    return FEATURE_LENGTH / length if length > 0 else 1.0
+    total = float(np.linalg.norm(features, axis=1).sum())
+    return FEATURE_LENGTH * len(features) / total if total > 0 else 1.0
 
 
 def mine(
