@@ -359,3 +359,14 @@ def test_the_command_line_changes_a_loaded_model(tmp_path: Path, capsys: pytest.
     wrong = ["predict", str(tmp_path / "image.png"), "--model", "nuclei", "--out", str(tmp_path / "no")]
     assert main([*wrong, "--class-agnostic"]) == 2
     assert "nuclei does not find boxes" in capsys.readouterr().err
+
+    truth = tmp_path / "out" / "predictions.json"
+    scores = []
+    for options in ([], ["--suppression", "gaussian"]):
+        told = ["--data", str(truth), "--reading.images", str(tmp_path), "--out", str(tmp_path / "scores.json")]
+        assert main(["evaluate", "--model", str(tmp_path / "model.safetensors"), *told, *options]) == 0
+        scores.append(json.loads((tmp_path / "scores.json").read_text())["figures"]["ap"])
+    assert scores[0] == pytest.approx(1) and 0 < scores[1] < 0.99
+    told = ["--data", str(truth), "--reading.images", str(tmp_path), "--predictions", str(truth)]
+    assert main(["evaluate", *told, "--class-agnostic"]) == 2
+    assert "leave them out" in capsys.readouterr().err

@@ -232,6 +232,16 @@ def test_stuff_is_one_group_with_all_members() -> None:
     assert len(grouped(found, 2)) == 4
 
 
+def test_boxes_of_different_classes_are_joined_only_if_classes_do_not_matter() -> None:
+    box = [[5.0, 5, 25, 25]]
+    found = [Segments((50, 50), [kind], score=[score], box=box) for kind, score in ((3, 0.9), (1, 0.6))]
+    apart, together = fused(found, 2), fused(found, 2, class_agnostic=True)
+    assert apart.category.tolist() == [3, 1] and together.category.tolist() == [3]
+    assert apart.score is not None and apart.score.tolist() == pytest.approx([0.45, 0.3])
+    assert together.score is not None and together.score.tolist() == pytest.approx([0.75])
+    np.testing.assert_allclose(together.boxes(), box)
+
+
 def test_tiles_of_things_and_stuff_are_joined() -> None:
     """Objects stay whole, stuff that several tiles see is one segment, and void stays void."""
     rng = np.random.default_rng(0)

@@ -35,6 +35,8 @@ def command(
     skip_missing: bool = False,
     format: str | None = None,
     tta: bool | Literal["mirror", "flips", "dihedral", "multiscale"] = False,
+    suppression: Literal["hard", "linear", "gaussian"] | None = None,
+    class_agnostic: bool | None = None,
     tile: int = 1024,
     stacks: Literal["joined", "views"] = "joined",
     anisotropy: float = 1.0,
@@ -57,6 +59,9 @@ def command(
         format: Format of the data, where it is not recognised.
         tta: Average over copies of each image: dihedral (eight flips and turns; also without a name), flips, mirror, or
             multiscale (three scales, mirrored) for semantic methods.
+        suppression: Of models that find boxes, what becomes of one that a better one overlaps: hard drops it, linear
+            and gaussian (soft-NMS) lower its score. Default: as it was trained.
+        class_agnostic: Of models that find boxes, whether those of different classes suppress one another, too.
         tile: Side in pixels of the tiles in which larger images are predicted.
         stacks: How a model of images predicts volumes: joined (plane by plane, objects joined where they overlap) or
             views (seen from three sides; Cellpose).
@@ -65,6 +70,7 @@ def command(
     """
     from everymask.cli.output import Output
     from everymask.cli.predictions import open_predictions
+    from everymask.cli.suppression import set_suppression
     from everymask.cli.values import option_values
     from everymask.files import check_writable_folder
     from everymask.metrics import METRICS, metric_class
@@ -72,6 +78,8 @@ def command(
 
     if (model is None) == (predictions is None):
         raise InputError("evaluate needs either --model NAME_OR_FILE or --predictions PATH")
+    if model is None and (suppression is not None or class_agnostic is not None):
+        raise InputError("--suppression and --class-agnostic change how a model predicts; leave them out")
     if protocol != "auto" and protocol not in METRICS:
         from everymask.errors import unknown_name
 
@@ -87,6 +95,7 @@ def command(
         from everymask.model import Model
 
         loaded = Model.load(model)
+        set_suppression(loaded, model, suppression, class_agnostic)
         predict = loaded.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy)
         tasks = loaded.tasks
         preferred = type(loaded.method).metric[0]

@@ -111,6 +111,7 @@ def command(
         seconds: Of videos, stop after so many seconds of it; of a camera, after that time.
     """
     from everymask.cli.output import Output
+    from everymask.cli.suppression import set_suppression
     from everymask.cli.videos import frame_predictor, inputs_of, progress_of, tell_videos
     from everymask.predict.inputs import find_inputs
     from everymask.weights import check_model
@@ -129,12 +130,7 @@ def command(
 
     with output.progress(f"downloading {model}") as told:
         loaded = Model.load(model, weights, told)
-    if suppression is not None or class_agnostic is not None:
-        from everymask.methods.detection.common import BoxMethod
-
-        if not isinstance(loaded.method, BoxMethod):
-            raise InputError(f"{model} does not find boxes; leave out --suppression and --class-agnostic")
-        loaded.method.suppress_by(suppression, class_agnostic)
+    set_suppression(loaded, model, suppression, class_agnostic)
     options: dict[str, Any] = {"tile": tile, "tta": tta, "magnification": magnify, "diameter": diameter}
     # A wrong option is told once, not for each image.
     check_stacks(loaded.predictor(**options), stacks, anisotropy)

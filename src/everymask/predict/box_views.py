@@ -86,7 +86,7 @@ def segments_of_views(
     if hasattr(method, "painted"):
         return _of_queries(cast("MergesQueries", method), seen, size)
     found = [copy.brought_back(method.decode(copy.outputs, [copy.size])[0], size) for copy in seen]
-    return fused(found, len(views))
+    return fused(found, len(views), getattr(method, "class_agnostic", False))
 
 
 class _Copy(NamedTuple):
@@ -136,7 +136,8 @@ def _of_branches(method: MergesBranches, seen: Sequence[_Copy], size: tuple[int,
             share = copy.map_brought_back(logits.softmax(0), size) / len(seen)
             mean = share if mean is None else mean + share
     # Logarithms of probabilities are logits, too.
-    return method.merged(fused(things, len(seen)), None if mean is None else mean.log())
+    things_of_all = fused(things, len(seen), getattr(method, "class_agnostic", False))
+    return method.merged(things_of_all, None if mean is None else mean.log())
 
 
 def _of_queries(method: MergesQueries, seen: Sequence[_Copy], size: tuple[int, int]) -> Segments:
@@ -225,7 +226,9 @@ class Group:
     weight: NDArray[np.float64]
 
 
-def grouped(found: Sequence[Segments], copies: int, whole: Collection[int] = ()) -> list[Group]:
+def grouped(
+    found: Sequence[Segments], copies: int, whole: Collection[int] = (), class_agnostic: bool = False
+) -> list[Group]:
     """Groups of segments of one class that lie on each other (Solovyev et al. 2021, weighted boxes fusion), best first.
 
     Args:
@@ -233,6 +236,7 @@ def grouped(found: Sequence[Segments], copies: int, whole: Collection[int] = ())
         copies: How many there are.
         whole: Classes of which an image has one segment at most: all are one group, with all members of each copy. Of
             other groups a copy has one member, since others are doubles within it.
+        class_agnostic: Segments of different classes make a group, too, of the class of the best one.
     """
     boxes = np.concatenate([each.boxes() if len(each) else np.zeros((0, 4)) for each in found])
     score = np.concatenate([np.zeros(0) if each.score is None else each.score for each in found])
@@ -245,7 +249,7 @@ def grouped(found: Sequence[Segments], copies: int, whole: Collection[int] = ())
     for leader in order.tolist():
         if not free[leader]:
             continue
-        members = order[free[order] & (category[order] == category[leader])]
+        members = order[free[order] & ((category[order] == category[leader]) | class_agnostic)]
         of_whole = int(category[leader]) in whole
         if not of_whole:
             members = members[box_iou(boxes[leader][None], boxes[members], pairwise=True)[0] >= SAME]
@@ -258,14 +262,15 @@ def grouped(found: Sequence[Segments], copies: int, whole: Collection[int] = ())
     return sorted(groups, key=lambda each: -each.score)
 
 
-def fused(found: Sequence[Segments], copies: int) -> Segments:
+def fused(found: Sequence[Segments], copies: int, class_agnostic: bool = False) -> Segments:
     """Segments from those of several copies: boxes by weighted boxes fusion, masks by a vote on every pixel.
 
     Args:
         found: Segments of each copy, of one size, with boxes or run-length masks.
         copies: How many there are.
+        class_agnostic: Join segments of different classes, too.
     """
-    groups = grouped(found, copies)
+    groups = grouped(found, copies, class_agnostic=class_agnostic)
     size = (found[0].size[0], found[0].size[1])
     geometry = None
     if all(isinstance(each.geometry, Masks) for each in found):
