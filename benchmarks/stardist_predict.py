@@ -5,7 +5,7 @@ one of our models; or ours gets those of a trained official model, such as `star
 ``config.json`` and ``weights_best.h5``.
 
     python -m venv peer && peer/bin/pip install stardist tensorflow-cpu
-    python benchmarks/stardist_predict.py --data ../shared/data/dsb2018/val --peer peer/bin/python [--model nuclei]
+    python benchmarks/stardist_predict.py --data ../shared/data/dsb2018/val --peer peer/bin/python --model model.safetensors
     python benchmarks/stardist_predict.py --data ../shared/data/dsb2018/val --peer peer/bin/python --official FOLDER
 
 Prints the largest differences of the raw outputs, whether both decode the same outputs to the same objects, and the
@@ -225,8 +225,8 @@ def main() -> None:
     parser.add_argument(
         "--peer", type=Path, required=True, help="python of the environment with stardist and tensorflow"
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", default="nuclei", help="one of our models, by name or file")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="file of one of our StarDist models")
     source.add_argument("--official", type=Path, help="folder of a trained official model")
     parser.add_argument("--repeat", type=int, default=15, help="timed rounds")
     options = parser.parse_args()

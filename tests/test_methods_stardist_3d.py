@@ -18,7 +18,6 @@ from torch.nn import functional
 from everymask.errors import InputError
 from everymask.methods.bottom_up.stardist import StarDist
 from everymask.methods.foreign import load_foreign
-from everymask.model import Model
 from everymask.types import LabelMap, Segments
 
 Outputs = dict[str, torch.Tensor]
@@ -57,15 +56,14 @@ def test_options_of_images_are_as_before() -> None:
     assert (old.stride, old.context) == (new.stride, new.context)
 
 
-def test_the_bundled_model_loads() -> None:
+def test_a_configuration_from_before_volumes_means_images() -> None:
     with resources.as_file(resources.files("everymask") / "assets" / "images" / "fluorescence.mask.tif") as path:
         import tifffile
 
         truth = tifffile.imread(path)[:128, :128].astype(np.int32)
-    model = Model.load("nuclei")
-    assert isinstance(model.method, StarDist)
-    assert (model.method.rays, model.method.dimensions) == (32, 2)
-    found = model.method.decode(perfect(model.method, Segments.from_label_map(truth)), [(128, 128)])[0]
+    method = StarDist(classes=1, channels=3, rays=32, grid=2, base=32, depth=3, features=128, norm="batch")
+    assert (method.rays, method.dimensions) == (32, 2)
+    found = method.decode(perfect(method, Segments.from_label_map(truth)), [(128, 128)])[0]
     assert accuracy(truth, found, 0.5) > 0.7
 
 
