@@ -290,7 +290,7 @@ def test_backbones_replace_the_unet(backbone: str, fold: int) -> None:
         "cell": (1, 1, 64, 96),
         "neighbour": (1, 1, 64, 96),
     }
-    assert method.preprocessing_of().normalise == "scale"
+    assert method.preprocessing_of().normalise == "percentile"
 
 
 def test_test_time_augmentation_turns_the_maps_back() -> None:

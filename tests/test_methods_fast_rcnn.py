@@ -288,7 +288,8 @@ def test_wrong_options_are_told() -> None:
         ({"search": "slow"}, "unknown search"),
         ({"proposals": 0}, "proposals must be 1 or more"),
         ({"hidden": 0}, "1 or more"),
-        ({"least_background": 0.5}, "below 0.5"),
+        ({"least_background": 0.5}, "the first one below the second, got 0.5 and 0.5"),
+        ({"finest": 0}, "1 pixel or more"),
         ({"suppression": "soft"}, "unknown suppression"),
     ):
         with pytest.raises(InputError, match=message):
@@ -301,9 +302,10 @@ def test_a_small_network_learns_boxes(tmp_path: Path) -> None:
     model = Model("fast_rcnn", scenes(1).categories, **options)
     model.train(
         scenes(3),
+        scenes(3),
         out=tmp_path,
         epochs=1,
-        steps_per_epoch=150,
+        steps_per_epoch=80,
         learning_rate=3e-3,
         backbone_rate=1.0,
         **QUICK,

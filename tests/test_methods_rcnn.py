@@ -166,7 +166,7 @@ def test_scores_of_machines_are_probabilities_and_classes_without_objects_stay_u
     given = examples(4)
     machines, regressions = FittedLinear(12, 4, 1), FittedLinear(12, 4, 4)
     fit_machines(machines, given, 1e-2)
-    fit_regressions(regressions, given, 1e-3)
+    fit_regressions(regressions, given, strength=1e-3)
     assert machines.known.tolist() == regressions.known.tolist() == [True, True, True, False]
     scores = machines(torch.from_numpy(given.features))[..., 0].sigmoid()
     moves = regressions(torch.from_numpy(given.features))
@@ -303,9 +303,10 @@ def test_a_small_network_learns_boxes(tmp_path: Path) -> None:
     model = Model("rcnn", scenes(1).categories, **options, svm_cost=1e-2)
     model.train(
         scenes(3),
+        scenes(3),
         out=tmp_path,
         epochs=1,
-        steps_per_epoch=40,
+        steps_per_epoch=60,
         learning_rate=3e-3,
         backbone_rate=1.0,
         **QUICK,

@@ -230,10 +230,10 @@ def test_flat_and_tiny_images_are_one_region() -> None:
 
 
 def test_objects_of_photographs_are_found(shared_data: Path) -> None:
-    """opencv-contrib 5.0 finds 0.68 of these 157 objects by an IoU of 0.5 with 2,000 boxes, and 0.70 of 337 in 40."""
+    """opencv-contrib 5.0 finds 0.75 of them with 2,000 boxes, and 0.71 of those in the first 40 photographs."""
     best = [
         box_iou(boxes, selective_search(image, most=2000).astype(float), pairwise=True).max(1)
         for image, boxes in photographs(shared_data, 6)
     ]
-    assert sum(map(len, best)) == COUNT
+    assert sum(map(len, best)) == 69
     assert (np.concatenate(best) >= 0.5).mean() > 0.6

@@ -210,6 +210,7 @@ class Peak:
 
     tunable: ClassVar = {"probability": (0.1, 0.9), "overlap": (0.3, 0.4, 0.5)}
     metric = ("semantic", "miou")
+    learns_from = "labels"
     training = False
 
     def __init__(self):

@@ -41,8 +41,6 @@ BEST = "best.safetensors"
 MODEL = "model.safetensors"
 CHECKPOINT_SECONDS = 600.0
 """A checkpoint is written at the end of every epoch, and within an epoch when the last one is this old."""
-COMPLETION_IMAGES = 64
-"""Training images that `Method.complete` sees."""
 LOG_STEPS = 20
 """Optimiser steps between two ``step`` lines of the log; on accelerators also between two looks at the losses."""
 

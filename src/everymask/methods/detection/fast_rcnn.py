@@ -42,8 +42,12 @@ class FastRCNN(ProposalMethod):
             ``fixed`` keeps those of its weights, which is better for batches of few images if it has weights.
         search: ``fast`` or ``quality`` selective search; the second finds more objects in ten times the time.
         proposals: Regions of an image at most.
+        finest: Scale and least size in pixels of the smallest regions that the search begins with; less finds smaller
+            objects, by more regions.
         search_side: Larger images are reduced for the search until their longer side has so many pixels; 0 for never.
         samples: Regions of an image that a training step looks at, at most a quarter of them of objects.
+        least_overlap: IoU from which a region shows an object in training, 0.5 in the paper. Where objects are so small
+            that hardly any region fits them, less lets the boxes be corrected from farther away.
         least_background: Best IoU with an object from which the regions of background are taken; nearer ones teach
             more. Others come in where there are too few.
         overlap: IoU above which the less probable of two boxes of a class is suppressed; 0.3 in the published program.
@@ -68,8 +72,10 @@ class FastRCNN(ProposalMethod):
         norm: Literal["batch", "fixed"] = "batch",
         search: Search = "fast",
         proposals: int = 2000,
+        finest: int = 50,
         search_side: int = 512,
         samples: int = 64,
+        least_overlap: float = 0.5,
         least_background: float = 0.1,
         overlap: float = 0.5,
         least_score: float = 0.05,
@@ -85,13 +91,16 @@ class FastRCNN(ProposalMethod):
                 "classes, hidden, samples and detections must be 1 or more, got "
                 f"{classes}, {hidden}, {samples} and {detections}"
             )
-        if not 0 <= least_background < 0.5:
-            raise InputError(f"least_background is an IoU of 0 to below 0.5, got {least_background}")
+        if not 0 <= least_background < least_overlap <= 1:
+            raise InputError(
+                "least_background and least_overlap are IoUs, 0 or more and 1 or less, the first one below the second, "
+                f"got {least_background} and {least_overlap}"
+            )
         self.resize_to(shorter_side, longer_side)
-        self.search_by(search, proposals, search_side)
+        self.search_by(search, proposals, finest, search_side)
         self.suppress_by(suppression, class_agnostic)
         self.classes, self.channels = classes, channels
-        self.samples, self.least_background = samples, least_background
+        self.samples, self.least_overlap, self.least_background = samples, least_overlap, least_background
         self.overlap, self.least_score, self.detections = overlap, least_score, detections
         self.thresholds = {"score": least_score}
         self.fixed_statistics = norm != "batch"
@@ -160,7 +169,9 @@ class FastRCNN(ProposalMethod):
                 for image, (each, crowded) in enumerate(zip(boxes, crowd, strict=True))
             ]
         )
-        samples = sample_regions(chosen, boxes, classes, crowd, overlap=0.5, number=self.samples, positive_share=0.25)
+        samples = sample_regions(
+            chosen, boxes, classes, crowd, overlap=self.least_overlap, number=self.samples, positive_share=0.25
+        )
         return box_losses(*self.second_stage(outputs["features"], samples.regions), samples=samples)
 
     def _instructive(self, regions: Tensor, boxes: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class ProposalMethod(BoxMethod):
     Attributes:
         search: Which hierarchies are gone through.
         proposals: Regions of an image at most.
+        finest: Scale of the smallest regions that the search begins with.
         search_side: Larger images are reduced for the search until their longer side has so many pixels; 0 for never.
     """
 
@@ -35,21 +36,22 @@ class ProposalMethod(BoxMethod):
 
     search: Search
     proposals: int
+    finest: int
     search_side: int
 
-    def search_by(self, search: Search, proposals: int, search_side: int) -> None:
+    def search_by(self, search: Search, proposals: int, finest: int, search_side: int) -> None:
         """Sets the attributes.
 
         Raises:
             InputError: One of them is impossible.
         """
-        check_search(search)
+        check_search(search, finest)
         if proposals < 1 or search_side < 0:
             raise InputError(
                 "proposals must be 1 or more and search_side 0 (whole images) or more pixels, got "
                 f"{proposals} and {search_side}"
             )
-        self.search, self.proposals, self.search_side = search, proposals, search_side
+        self.search, self.proposals, self.finest, self.search_side = search, proposals, finest, search_side
 
     def of_image(self, image: Tensor) -> dict[str, Tensor]:
         """``regions`` (P, 4) float32 x0, y0, x1, y1 in pixels of an image (C, H, W), the promising ones first.
@@ -66,7 +68,8 @@ class ProposalMethod(BoxMethod):
             factor = self.search_side / longer
             size = (max(1, round(factor * height)), max(1, round(factor * width)))
             pixels = functional.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
-        boxes = selective_search(self._colours(pixels), self.search, self.proposals, torch.get_num_threads())
+        colours, threads = self._colours(pixels), torch.get_num_threads()
+        boxes = selective_search(colours, self.search, self.proposals, self.finest, threads)
         factors = np.array([width / pixels.shape[2], height / pixels.shape[1]] * 2, np.float32)
         return {"regions": torch.from_numpy(boxes * factors + np.array([left, top] * 2, np.float32))}
 

@@ -42,8 +42,8 @@ class RCNN(ProposalMethod):
     The network learns to tell windows of objects and of background apart. When it is finished, a support vector machine
     and a box regression of each class are fitted to its features. A detection's score is the probability, by a sigmoid
     of the machine's margin that was fitted on training images (Platt 1999), that the region overlaps an object of the
-    class by an IoU of 0.5; without machines, and for classes without an object in those images, it is the network's own
-    (softmax).
+    class by `least_overlap`; without machines, and for classes without an object in those images, it is that of the
+    network's softmax.
 
     Args:
         classes: Number of categories K.
@@ -55,9 +55,13 @@ class RCNN(ProposalMethod):
         margin: Pixels of the surroundings of a region on each side of its window; 16 in the paper.
         search: ``fast`` or ``quality`` selective search; the second finds more objects in ten times the time.
         proposals: Regions of an image at most; the time of a prediction goes with their number.
+        finest: Scale and least size in pixels of the smallest regions that the search begins with; less finds smaller
+            objects, by more regions.
         search_side: Larger images are reduced for the search until their longer side has so many pixels; 0 for never.
         samples: Windows of a batch that a training step learns from, in equal parts from its images, at most a quarter
             of them of objects.
+        least_overlap: IoU from which a window shows an object in training, 0.5 in the paper; the boxes of windows with
+            0.1 more are corrected. Where objects are so small that hardly any region fits them, less helps.
         svm: Judge by support vector machines.
         box_regression: Correct the boxes.
         svm_cost: Of a violated margin.
@@ -84,8 +88,10 @@ class RCNN(ProposalMethod):
         margin: int = 9,
         search: Search = "fast",
         proposals: int = 2000,
+        finest: int = 50,
         search_side: int = 512,
         samples: int = 128,
+        least_overlap: float = 0.5,
         svm: bool = True,
         box_regression: bool = True,
         svm_cost: float = 1e-3,
@@ -106,12 +112,15 @@ class RCNN(ProposalMethod):
                 "classes, samples, svm_images, svm_regions and detections must be 1 or more and svm_cost above 0, got "
                 f"{', '.join(map(str, counts))} and {svm_cost}"
             )
+        if not 0 < least_overlap < 0.9:
+            raise InputError(f"least_overlap is an IoU above 0 and below 0.9, got {least_overlap}")
         if not 0 <= 2 * margin < size:
             raise InputError(f"margin must be 0 or more and below half the size, got {margin} and {size}")
         self.resize_to(shorter_side, longer_side)
-        self.search_by(search, proposals, search_side)
+        self.search_by(search, proposals, finest, search_side)
         self.suppress_by(suppression, class_agnostic)
         self.classes, self.channels, self.size, self.margin = classes, channels, size, margin
+        self.least_overlap = least_overlap
         self.samples, self.svm, self.box_regression, self.svm_cost = samples, svm, box_regression, svm_cost
         self.completion_images, self.svm_regions = svm_images, svm_regions
         self.overlap, self.least_score, self.detections = overlap, least_score, detections
@@ -168,7 +177,7 @@ class RCNN(ProposalMethod):
         return self.loss({"images": images}, targets)
 
     def loss(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy of the class of windows, those with an IoU of 0.5 or more showing the object (sec. 2.3).
+        """Cross-entropy of the class of windows, those with an IoU of `least_overlap` showing the object (sec. 2.3).
 
         Args:
             outputs: The ``images`` (B, C, H, W), which are searched if the targets have no ``regions``.
@@ -180,7 +189,11 @@ class RCNN(ProposalMethod):
         images = outputs["images"]
         number = max(1, self.samples // len(images))
         samples = sample_regions(
-            self.regions_of(images, targets), *true_boxes(targets), overlap=0.5, number=number, positive_share=0.25
+            self.regions_of(images, targets),
+            *true_boxes(targets),
+            overlap=self.least_overlap,
+            number=number,
+            positive_share=0.25,
         )
         regions, classes, learnt = samples.regions, samples.classes, len(samples.regions)
         if learnt < 2:  # all lies in crowds, and the network must run: with two windows, to have statistics
@@ -200,9 +213,9 @@ class RCNN(ProposalMethod):
             return
         examples = Examples(*(np.concatenate(each) for each in zip(*found, strict=True)))
         if self.svm:
-            fit_machines(self.machines, examples, self.svm_cost)
+            fit_machines(self.machines, examples, self.svm_cost, self.least_overlap)
         if self.box_regression:
-            fit_regressions(self.regressions, examples)
+            fit_regressions(self.regressions, examples, self.least_overlap + 0.1)
 
     def _examples(self, image: Tensor, segments: Segments, seed: int) -> Examples:
         """True boxes and regions of an image (C, H, W), half of which at most are near an object."""

@@ -83,7 +83,7 @@ class Examples(NamedTuple):
     offsets: NDArray[np.float32]
 
 
-def fit_machines(machines: FittedLinear, examples: Examples, cost: float) -> None:
+def fit_machines(machines: FittedLinear, examples: Examples, cost: float, shows_from: float = 0.5) -> None:
     """Fits the machine of each class that has an object, such that the sigmoid of what it gives is a probability.
 
     Positive are the true boxes of the class, negative the regions whose IoU with each of them is below 0.3 (sec. 2.3).
@@ -92,6 +92,7 @@ def fit_machines(machines: FittedLinear, examples: Examples, cost: float) -> Non
         machines: With one output; changed in place.
         examples: Of all images.
         cost: Of a margin that is violated.
+        shows_from: The probability is that of an IoU of this or more.
     """
     machines.forget()
     scale = _scale(examples.features)
@@ -102,25 +103,28 @@ def fit_machines(machines: FittedLinear, examples: Examples, cost: float) -> Non
             continue
         # Comparisons with NaN are false.
         weight, bias = mine(features, positive, overlap < 0.3, cost)
-        shows, tells = overlap >= 0.5, ~np.isnan(overlap)
+        shows, tells = overlap >= shows_from, ~np.isnan(overlap)
         margins = features @ weight + bias
         slope, shift = fit_probability(margins[tells], shows[tells])
         machines.learn(index, slope * scale * weight[None], np.array([slope * bias + shift]))
 
 
-def fit_regressions(regressions: FittedLinear, examples: Examples, strength: float = 1000.0) -> None:
-    """Fits the offsets of regions to the objects of each class that they overlap by an IoU above 0.6 (appendix C).
+def fit_regressions(
+    regressions: FittedLinear, examples: Examples, least_overlap: float = 0.6, strength: float = 1000.0
+) -> None:
+    """Fits the offsets of regions to the objects of each class that they overlap (appendix C).
 
     Args:
         regressions: With four outputs; changed in place.
         examples: Of all images.
+        least_overlap: The IoU from which they do; 0.6 in the paper.
         strength: Of the ridge, for features of a mean length of 20.
     """
     regressions.forget()
     scale = _scale(examples.features)
     best = examples.overlaps.max(axis=1)
     for index in range(regressions.classes):
-        used = (examples.nearest == index) & (best > 0.6)
+        used = (examples.nearest == index) & (best > least_overlap)
         if used.any():
             weight, bias = fit_ridge(scale * examples.features[used], examples.offsets[used], strength)
             regressions.learn(index, scale * weight, bias)
