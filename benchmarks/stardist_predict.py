@@ -5,7 +5,7 @@ one of our models; or ours gets those of a trained official model, such as `star
 ``config.json`` and ``weights_best.h5``.
 
     python -m venv peer && peer/bin/pip install stardist tensorflow-cpu
-    python benchmarks/stardist_predict.py --data ../shared/data/dsb2018/val --peer peer/bin/python --model model.safetensors
+    python benchmarks/stardist_predict.py --data ../shared/data/dsb2018/val --peer peer/bin/python --model FILE
     python benchmarks/stardist_predict.py --data ../shared/data/dsb2018/val --peer peer/bin/python --official FOLDER
 
 Prints the largest differences of the raw outputs, whether both decode the same outputs to the same objects, and the

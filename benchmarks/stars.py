@@ -1,6 +1,6 @@
 """StarDist kernels against the official program (`pip install stardist`; no TensorFlow needed).
 
-    python benchmarks/stars.py [--repeats 7] [--model runs/stardist/model.safetensors --images ../shared/data/dsb2018/val/images]
+    python benchmarks/stars.py [--repeats 7] [--model FILE --images ../shared/data/dsb2018/val/images]
 
 Prints the median times of both, measured in turns, and their ratio, on a synthetic field of nuclei: star distances of a
 2048 x 2048 label image; suppression, rendering and both together for a prediction of 1024 x 1024 pixels on a grid of 2;
