@@ -30,6 +30,12 @@ LITE = {"backbone": "tf_efficientnet_lite0"}
 SMALL = (12.0, 24.0, 48.0, 96.0, 192.0)
 """Sides of anchors in pixels: every third object of these images is smaller than 16 x 16."""
 
+REGIONS = {
+    "finest": 12, "proposals": 12_000, "search_side": 640, "least_overlap": 0.35, "shorter_side": 720,
+    "longer_side": 960, "detections": 300,
+}  # fmt: skip
+"""For objects so small that few regions of selective search fit them."""
+
 PLAIN: dict[str, Any] = {
     "crop": 640, "batch_size": 2, "flip": "none", "scale": (1.0, 1.0), "brightness": 0.0, "contrast": (1.0, 1.0),
     "colour": 0.0, "noise": 0.0, "foreground": 0.0, "backbone_rate": 1.0, "ema": 0.98, "weight_decay": 0.0,
@@ -58,8 +64,11 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LITE, "width": 128, "encoder_layers": 2, "decoder_layers": 3, "hidden": 512, "dropout": 0.0},
         {"epochs": 400, "learning_rate": 5e-4},
     ),
-    "fast_rcnn": ({**LITE}, {"epochs": 80, "learning_rate": 5e-4}),
-    "rcnn": ({**LITE}, {"epochs": 40, "learning_rate": 5e-4}),
+    "fast_rcnn": (
+        {**LITE, "hidden": 512, "norm": "fixed", **REGIONS, "samples": 256, "least_background": 0.0},
+        {"epochs": 150, "learning_rate": 1e-3, "crop": 960},
+    ),
+    "rcnn": ({**LITE, "size": 64, "margin": 5, **REGIONS}, {"epochs": 60, "learning_rate": 1e-3, "crop": 960}),
 }  # fmt: skip
 """Constructor options and recipe of each method."""
 
