@@ -75,7 +75,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def crowded(data: Dataset, number: int) -> Dataset:
     """The images with the most objects that are no crowd."""
-    counts = [int((~sample.segments.crowd).sum()) for sample in data]
+    counts = [0 if sample.segments is None else int((~sample.segments.crowd).sum()) for sample in data]
     return data.subset(np.argsort(counts, kind="stable")[::-1][:number].tolist())
 
 
