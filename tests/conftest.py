@@ -1,8 +1,13 @@
 """What all tests share."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+# Programs that a shell starts in the background ignore the signal, and so would all that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

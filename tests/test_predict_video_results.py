@@ -259,16 +259,12 @@ def test_mistakes_on_the_command_line(
 @pytest.mark.parametrize("source", ["camera", "file"])
 def test_a_signal_ends_the_prediction_with_its_results(
     source: str,
-    request: pytest.FixtureRequest,
     clip: Path,
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Programs that a shell starts in the background ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     seen: list[int] = []
     add = FrameTable.add
 
