@@ -7,7 +7,7 @@ rows (number of the image, x0, y0, x1, y1) of one table for the whole batch, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -206,10 +206,39 @@ def detections(
         suppression: See `everymask.layers.suppression.suppress`; with the soft rules scores are what they leave.
         class_agnostic: Whether boxes of different classes suppress one another, too.
     """
-    scores = torch.softmax(logits, dim=-1)[:, 1:]
+    return detections_by_score(
+        torch.softmax(logits, dim=-1)[:, 1:],
+        offsets,
+        regions,
+        size,
+        images,
+        weights=OFFSET_WEIGHTS,
+        least_score=least_score,
+        overlap=overlap,
+        most=most,
+        suppression=suppression,
+        class_agnostic=class_agnostic,
+    )
+
+
+def detections_by_score(
+    scores: Tensor,
+    offsets: Tensor,
+    regions: Tensor,
+    size: Grid,
+    images: int,
+    *,
+    weights: Weights,
+    least_score: float,
+    overlap: float,
+    most: int,
+    suppression: Suppression,
+    class_agnostic: bool,
+) -> Detections:
+    """As `detections`, from probabilities (R, K) instead of logits; `weights` are those of the coding of the boxes."""
     # Few of the R * K boxes are ever needed.
     row, classes = torch.where(scores > least_score)
-    boxes = clip_boxes(decode_boxes(offsets[row, classes], regions[row, 1:], OFFSET_WEIGHTS), size)
+    boxes = clip_boxes(decode_boxes(offsets[row, classes], regions[row, 1:], weights), size)
     kept = torch.where(have_sides(boxes, _LEAST_SIDE))[0]
     boxes, row, classes = boxes[kept], row[kept], classes[kept]
     score, image = scores[row, classes], regions[row, 0].to(torch.int64)
@@ -222,10 +251,27 @@ def detections(
     return Detections(table, score[found], classes[found], image * most + rank)
 
 
-def in_places(values: Tensor, places: Tensor, images: int, most: int) -> Tensor:
-    """Values (D, ...) of `Detections` as (images, most, ...), zeros where there is none."""
-    empty = values.new_zeros(images * most, *values.shape[1:])
-    return empty.index_copy(0, places, values).reshape(images, most, *values.shape[1:])
+def in_places(
+    found: Detections, images: int, most: int, further: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Detections as outputs of fixed shape, zeros where there is none.
+
+    Args:
+        found: The detections.
+        images: Number of them.
+        most: Detections of an image at most.
+        further: What else there is of each, (D, ...).
+
+    Returns:
+        ``boxes`` (images, most, 4), ``scores`` and ``classes`` (images, most), and likewise the further ones.
+    """
+    tables = {"boxes": found.regions[:, 1:], "scores": found.scores, "classes": found.classes, **(further or {})}
+
+    def placed(values: Tensor) -> Tensor:
+        empty = values.new_zeros(images * most, *values.shape[1:])
+        return empty.index_copy(0, found.places, values).reshape(images, most, *values.shape[1:])
+
+    return {name: placed(values) for name, values in tables.items()}
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

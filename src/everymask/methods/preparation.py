@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+from torch import Tensor
+from torch.nn import functional
+
 from everymask.backbones.pyramid import Backbone
 from everymask.data.preprocessing import Preprocessing
 from everymask.errors import InputError
@@ -20,6 +23,24 @@ def backbone_preprocessing(backbone: Backbone, channels: int) -> Preprocessing:
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return Preprocessing(channels=channels, normalise="scale", mean=mean, std=std)
+
+
+def at_stride(maps: Tensor, backbone: Backbone, images: Tensor, stride: int = 1) -> Tensor:
+    """What a `UNetDecoder` on a backbone gives, or a head on it, in the size that is wanted.
+
+    It has that size where the pyramid ends at stride 32; the maps of vision transformers with patches of 14 pixels are
+    resized, bilinearly.
+
+    Args:
+        maps: (B, F, h, w).
+        backbone: Whose features were decoded.
+        images: (B, C, H, W) that it has seen.
+        stride: Of the result.
+    """
+    if backbone.reductions[-1] == 32:
+        return maps
+    size = (images.shape[-2] // stride, images.shape[-1] // stride)
+    return functional.interpolate(maps, size=size, mode="bilinear")
 
 
 def decoder_pyramid(name: str, channels: int, strides: tuple[int, ...] = (2, 4, 8, 16, 32)) -> Backbone:

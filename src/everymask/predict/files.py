@@ -95,7 +95,8 @@ def predict_files(
     images = find_inputs(paths, recursive=recursive)
     folder = check_writable_folder(Path(out))
     names = output_names(images)
-    _refuse_to_overwrite(images, names, folder, outputs)
+    targets = (folder / target for name in names for target in files_of(name, outputs).values())
+    refuse_to_overwrite(images, targets, "image")
 
     totals = Counter[str]()
     labels: list[Path] = []
@@ -109,7 +110,7 @@ def predict_files(
         if "classes" in outputs and categories is not None:
             classes = stack.enter_context(ClassTable.open(folder / "classes.csv", categories))
         writer = Writer(folder, outputs, semantic, categories, overlay, table, coco, classes, labels)
-        background = stack.enter_context(_threads())
+        background = stack.enter_context(file_threads(2))
         pending: Future[None] | None = None
         for done, (path, name, pixels) in enumerate(_read_ahead(images, names, background)):
             if progress is not None:
@@ -169,23 +170,27 @@ def output_names(images: Sequence[Path]) -> list[str]:
     return [name if count[name.casefold()] == 1 else path.as_posix() for name, path in zip(bare, relative, strict=True)]
 
 
-def _refuse_to_overwrite(images: Sequence[Path], names: Sequence[str], folder: Path, outputs: Sequence[str]) -> None:
-    """An image in the output folder might be a result of this very run.
+def refuse_to_overwrite(inputs: Iterable[Path], targets: Iterable[Path], kind: str) -> None:
+    """An input in the output folder might be a result of this very run.
+
+    Args:
+        inputs: Files to read.
+        targets: Files to write.
+        kind: What an input is called.
 
     Raises:
         InputError: One is.
     """
-    inputs = {path.resolve() for path in images}
-    for name in names:
-        for target in files_of(name, outputs).values():
-            if (folder / target).resolve() in inputs:
-                raise InputError(f"the result would overwrite the image {folder / target}; choose another --out")
+    read = {path.resolve() for path in inputs}
+    for target in targets:
+        if target.resolve() in read:
+            raise InputError(f"the result would overwrite the {kind} {target}; choose another --out")
 
 
 @contextlib.contextmanager
-def _threads() -> Iterator[ThreadPoolExecutor]:
-    """One thread to read and one to write; after an error, work not yet begun is dropped."""
-    pool = ThreadPoolExecutor(2, thread_name_prefix="everymask-files")
+def file_threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads to read and write; after an error, work not yet begun is dropped."""
+    pool = ThreadPoolExecutor(number, thread_name_prefix="everymask-files")
     try:
         yield pool
     finally:
@@ -206,7 +211,11 @@ def _read_ahead(
 
 def _told(failures: Sequence[InputError], images: int, folder: Path) -> str:
     """One line about all images that failed."""
-    reasons = "; ".join(str(each) for each in failures[:5])
-    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
     others = f"; the results of the other {images - len(failures)} are in {folder}" if len(failures) < images else ""
-    return f"{len(failures)} of {images} images could not be predicted: {reasons}{more}{others}"
+    return f"{len(failures)} of {images} images could not be predicted: {reasons_of(failures)}{others}"
+
+
+def reasons_of(failures: Sequence[InputError]) -> str:
+    """The first few reasons in one line, and how many more there are."""
+    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
+    return "; ".join(str(each) for each in failures[:5]) + more

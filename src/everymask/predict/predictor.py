@@ -171,10 +171,10 @@ class Predictor:
             raise InputError(f"expected a stack (Z, H, W) or (Z, H, W, C), got an array of shape {np.shape(stack)}")
         return [self(stack[z], limits) for z in range(stack.shape[0])]
 
-    def in_one_piece(self, image: NDArray[Any]) -> bool:
+    def in_one_piece(self, image: NDArray[Any], limits: ArrayLike | None = None) -> bool:
         """Whether the network sees an image as a whole and not in tiles, which boxes cannot be put together from."""
         image = checked_image(image, self.method.dimensions)
-        magnified = self._magnified(image, self._limits(image, None))
+        magnified = self._magnified(image, self._limits(image, limits))
         return len(self._plan(magnified)[1]) == 1
 
     def outputs(

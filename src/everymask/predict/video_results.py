@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from everymask.errors import InputError
 from everymask.files import atomic_write, check_writable_folder
-from everymask.predict.files import output_names
+from everymask.predict.files import file_threads, output_names, reasons_of, refuse_to_overwrite
 from everymask.predict.outputs import ClassTable, CocoFile, MeasureTable
 from everymask.predict.video_inputs import camera_number
 from everymask.predict.video_overlay import ENCODERS, OverlayVideo
@@ -105,7 +105,9 @@ def predict_videos(
         raise InputError("overlays need a function that draws them; pass overlay=everymask.report.draw_overlay")
     folder = check_writable_folder(Path(out))
     names = _names(sources)
-    _refuse_to_overwrite(sources, names, folder, outputs)
+    if "overlay" in outputs:
+        overlays = (folder / "overlays" / f"{name}_overlay{suffix}" for name in names for _, suffix in ENCODERS)
+        refuse_to_overwrite(map(Path, sources), overlays, "video")
 
     totals = Counter[str]()
     run = _Run(folder, overlay if "overlay" in outputs else None, choice or FrameChoice(), progress, totals)
@@ -123,7 +125,7 @@ def predict_videos(
             run.times = stack.enter_context(FrameTable.open(folder / "frames.csv", objects="classes" not in outputs))
         of_images = [each for each in outputs if each != "overlay"]
         run.writer = Writer(folder, of_images, semantic, categories, None, table, coco, classes, run.labels)
-        run.pool = stack.enter_context(_thread())
+        run.pool = stack.enter_context(file_threads(1))
         for source, name in zip(sources, names, strict=True):
             before = totals["frames"]
             ended = run.predict(predict, source, name)
@@ -299,30 +301,6 @@ def _names(sources: Sequence[str]) -> list[str]:
     return [f"camera_{cameras[0]}"]
 
 
-def _refuse_to_overwrite(sources: Sequence[str], names: Sequence[str], folder: Path, outputs: Sequence[str]) -> None:
-    """An annotated video in the output folder might be an input of this very run.
-
-    Raises:
-        InputError: One is.
-    """
-    inputs = {Path(each).resolve() for each in sources}
-    for name in names if "overlay" in outputs else ():
-        for _, suffix in ENCODERS:
-            target = folder / "overlays" / f"{name}_overlay{suffix}"
-            if target.resolve() in inputs:
-                raise InputError(f"the result would overwrite the video {target}; choose another --out")
-
-
-@contextlib.contextmanager
-def _thread() -> Iterator[ThreadPoolExecutor]:
-    """One thread that writes, in order; after an error, work not yet begun is dropped."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="everymask-results")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _overlay_rate(video: Video) -> float | None:
     """Frames a second of the annotated video, so that it is as long as what it shows."""
     if video.rate is None:
@@ -341,7 +319,5 @@ def _told(failures: Sequence[InputError], videos: int, folder: Path | None) -> s
     """One line about all videos that failed."""
     if videos == 1:
         return str(failures[0])
-    reasons = "; ".join(str(each) for each in failures[:5])
-    more = f"; and {len(failures) - 5} more" if len(failures) > 5 else ""
     others = f"; other results are in {folder}" if folder is not None and len(failures) < videos else ""
-    return f"{len(failures)} of {videos} videos could not be predicted: {reasons}{more}{others}"
+    return f"{len(failures)} of {videos} videos could not be predicted: {reasons_of(failures)}{others}"

@@ -68,7 +68,7 @@ def tune_thresholds(
         method.thresholds = dict(thresholds)
         metric = make()
         for name, decoded, truth in validator.samples():
-            if boxes and not predictor.in_one_piece(decoded.image):
+            if boxes and not predictor.in_one_piece(decoded.image, decoded.limits):
                 # What is found in tiles is joined behind the thresholds.
                 validator.update(metric, truth, predictor(decoded.image, decoded.limits), name)
                 continue

@@ -28,7 +28,7 @@ from everymask.methods.base import Method
 from everymask.methods.bottom_up.cellpose_size import SizeModel, fit_size_model, object_diameter
 from everymask.methods.bottom_up.cellpose_weights import from_cellpose
 from everymask.methods.bottom_up.objects import learnt_ids, on_accelerator, turned_back
-from everymask.methods.preparation import decoder_pyramid
+from everymask.methods.preparation import at_stride, decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -170,9 +170,7 @@ class Cellpose(Method):
         if self.kind == "sam":
             maps = apply_in_windows(self._window_maps, images, self.window)
         elif self.kind == "backbone":
-            maps = self._maps(self.body(self.backbone(images)))
-            if maps.shape[-2:] != images.shape[-2:]:  # patches of 14 pixels
-                maps = functional.interpolate(maps, size=images.shape[-2:], mode="bilinear")
+            maps = at_stride(self._maps(self.body(self.backbone(images))), self.backbone, images)
         else:
             maps = self._maps(self.body(images)[0])
         outputs = {"flow": maps[:, :2], "cell": maps[:, 2:3]}

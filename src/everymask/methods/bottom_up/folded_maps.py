@@ -19,7 +19,7 @@ from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses import cross_entropy
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.objects import learnt_ids, pixel_spacing
-from everymask.methods.preparation import decoder_down_to
+from everymask.methods.preparation import at_stride, decoder_down_to
 from everymask.types import Segments, Task
 from everymask.types.geometry import VOID
 
@@ -114,12 +114,7 @@ class FoldedMaps(Method):
         if not hasattr(self, "backbone"):
             return _of_each_way_up(self.body, self.ways_up, folded(images, self.fold))
         pyramid = self.backbone(images)
-        found = [decoder(pyramid) for decoder in self.decoders]
-        if self.backbone.reductions[-1] == 32:
-            return found
-        # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
-        size = (images.shape[-2] // self.fold, images.shape[-1] // self.fold)
-        return [functional.interpolate(each, size=size, mode="bilinear") for each in found]
+        return [at_stride(decoder(pyramid), self.backbone, images, self.fold) for decoder in self.decoders]
 
     def category_logits(self, features: Tensor) -> dict[str, Tensor]:
         """``category`` (B, K + 1, H, W), background first; nothing with a single class."""

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from everymask.errors import InputError, unknown_name
 from everymask.layers.erfnet import BranchedERFNet
@@ -23,7 +22,7 @@ from everymask.layers.unet_decoder import UNetDecoder
 from everymask.losses.spatial_embedding import SHARPNESS, spatial_embedding
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.objects import learnt_ids, on_accelerator, pixel_spacing, turned_back
-from everymask.methods.preparation import decoder_pyramid
+from everymask.methods.preparation import at_stride, decoder_pyramid
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 
@@ -153,10 +152,11 @@ class SpatialEmbedding(Method):
             ``offset`` (B, 2, H, W) y, x before the hyperbolic tangent, ``sigma`` (B, 2, H, W) y, x, and ``seed``
             (B, K, H, W) logits; of volumes (B, 3, D, H, W) z, y, x and (B, K, D, H, W).
         """
-        embedding, seed = self.body(self.backbone(images) if hasattr(self, "backbone") else images)
         if hasattr(self, "backbone"):
-            # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
-            embedding, seed = (_resized(each, images.shape[-2:]) for each in (embedding, seed))
+            maps = self.body(self.backbone(images))
+            embedding, seed = (at_stride(each, self.backbone, images) for each in maps)
+        else:
+            embedding, seed = self.body(images)
         offset, sigma = embedding.float().split(self.dimensions, dim=1)
         return {"offset": offset * OFFSET_STEP, "sigma": SIGMA_START + sigma * SIGMA_STEP, "seed": seed}
 
@@ -268,9 +268,3 @@ class _TwoHeads(nn.Module):
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         features = self.body(inputs)
         return tuple(head(features) for head in self.heads)
-
-
-def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    if maps.shape[-2:] == tuple(size):
-        return maps
-    return functional.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

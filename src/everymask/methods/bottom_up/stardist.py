@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from everymask.errors import InputError
 from everymask.layers.unet import Dimensions, Norm, UNet, check_dimensions, convolution, initialise
@@ -26,7 +25,7 @@ from everymask.losses import binary_cross_entropy, cross_entropy, masked_l1
 from everymask.methods.base import Method
 from everymask.methods.bottom_up.objects import learnt_ids, on_accelerator, pixel_spacing
 from everymask.methods.bottom_up.stardist_weights import from_stardist, settings_beside
-from everymask.methods.preparation import decoder_down_to
+from everymask.methods.preparation import at_stride, decoder_down_to
 from everymask.methods.recipe import Recipe
 from everymask.types import LabelMap, Segments, Task
 from everymask.types.geometry import VOID
@@ -213,10 +212,7 @@ class StarDist(Method):
         """The features on the grid that all outputs have in common."""
         if not hasattr(self, "backbone"):
             return self.body(self.stem(images))
-        found = self.body(self.backbone(images))
-        size = (images.shape[-2] // self.grid, images.shape[-1] // self.grid)
-        # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
-        return found if self.backbone.reductions[-1] == 32 else functional.interpolate(found, size, mode="bilinear")
+        return at_stride(self.body(self.backbone(images)), self.backbone, images, self.grid)
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """Normalised distance to the background, ray lengths, validity and (with several categories) classes."""

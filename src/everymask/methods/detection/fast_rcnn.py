@@ -130,8 +130,7 @@ class FastRCNN(ProposalMethod):
             suppression=self.suppression,
             class_agnostic=self.class_agnostic,
         )
-        tables = {"boxes": found.regions[:, 1:], "scores": found.scores, "classes": found.classes}
-        return {name: in_places(values, found.places, len(images), self.detections) for name, values in tables.items()}
+        return in_places(found, len(images), self.detections)
 
     def second_stage(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (R, K + 1), background first, and offsets (R, K, 4) of regions (R, 5) of a feature map (B, D, h, w).

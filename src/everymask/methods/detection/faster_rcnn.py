@@ -154,9 +154,7 @@ class FasterRCNN(BoxMethod):
             suppression=self.suppression,
             class_agnostic=self.class_agnostic,
         )
-        tables = {"boxes": found.regions[:, 1:], "scores": found.scores, "classes": found.classes}
-        tables |= self.of_detections(maps, found)
-        return {name: in_places(values, found.places, images, self.detections) for name, values in tables.items()}
+        return in_places(found, images, self.detections, self.of_detections(maps, found))
 
     def second_stage(self, maps: Sequence[Tensor], regions: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (R, K + 1), background first, and offsets (R, K, 4) of regions (R, 5) of a batch."""

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import box_iou, roi_align
 
+from everymask.backbones.whole import WholeBackbone
 from everymask.errors import InputError
-from everymask.layers.box_coding import clip_boxes, decode_boxes, encode_boxes, have_sides
-from everymask.layers.box_matching import IGNORED, best_of_each_image, match_boxes
-from everymask.layers.roi_heads import in_places, sample_regions
-from everymask.layers.suppression import Suppression, suppress
-from everymask.methods.classify.classifier import WholeBackbone
+from everymask.layers.box_coding import encode_boxes
+from everymask.layers.box_matching import IGNORED, match_boxes
+from everymask.layers.roi_heads import detections_by_score, in_places, sample_regions
+from everymask.layers.suppression import Suppression
 from everymask.methods.detection.common import true_boxes
 from everymask.methods.detection.proposals import ProposalMethod, Search, numbered
 from everymask.methods.detection.rcnn_fitting import Examples, FittedLinear, fit_machines, fit_regressions
@@ -31,9 +31,6 @@ _CHUNK = 64
 
 _IGNORED = -100
 """Class of windows from which nothing is learnt."""
-
-_LEAST_SIDE = 1e-2
-"""Sides in pixels of a detection."""
 
 
 class RCNN(ProposalMethod):
@@ -137,28 +134,22 @@ class RCNN(ProposalMethod):
             ``boxes`` (B, M, 4) x0, y0, x1, y1 in pixels, ``scores`` (B, M) 0..1 and 0 for none, ``classes`` (B, M)
             int64, with M the most detections of an image.
         """
-        regions, number = self.regions_of(images), len(images)
+        regions = self.regions_of(images)
         scores, moves = self.judge(self.features(images, regions))
-        row, classes = torch.where(scores > self.least_score)
-        boxes = decode_boxes(moves[row, classes], regions[row, 1:])
-        boxes = clip_boxes(boxes, (images.shape[-2], images.shape[-1]))
-        kept = torch.where(have_sides(boxes, _LEAST_SIDE))[0]
-        boxes, row, classes = boxes[kept], row[kept], classes[kept]
-        score, image = scores[row, classes], regions[row, 0].to(torch.int64)
-        found, left = suppress(
-            boxes,
-            score,
-            image if self.class_agnostic else image * self.classes + classes,
-            overlap=self.overlap,
-            kind=self.suppression,
+        found = detections_by_score(
+            scores,
+            moves,
+            regions,
+            (images.shape[-2], images.shape[-1]),
+            len(images),
+            weights=(1.0, 1.0, 1.0, 1.0),
             least_score=self.least_score,
+            overlap=self.overlap,
             most=self.detections,
+            suppression=self.suppression,
+            class_agnostic=self.class_agnostic,
         )
-        score = score.index_copy(0, found, left)
-        found, rank = best_of_each_image(found, image, number, self.detections)
-        places = image[found] * self.detections + rank
-        tables = {"boxes": boxes[found], "scores": score[found], "classes": classes[found]}
-        return {name: in_places(values, places, number, self.detections) for name, values in tables.items()}
+        return in_places(found, len(images), self.detections)
 
     def features(self, images: Tensor, regions: Tensor) -> Tensor:
         """Features (R, D) float32 of the windows of regions (R, 5) of images (B, C, H, W), some windows at a time."""

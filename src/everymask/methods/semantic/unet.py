@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from everymask.layers.unet import Norm, UNet, Upsampling, initialise
 from everymask.layers.unet_decoder import UNetDecoder
 from everymask.methods.foreign import from_smp
-from everymask.methods.preparation import decoder_pyramid
+from everymask.methods.preparation import at_stride, decoder_pyramid
 from everymask.methods.recipe import Recipe
-from everymask.methods.semantic.common import SemanticMethod, resized
+from everymask.methods.semantic.common import SemanticMethod
 from everymask.types import Segments
 
 
@@ -89,10 +89,7 @@ class UNetSegmentation(SemanticMethod):
         """``classes`` (B, K [+ 1], H, W) logits, background first, of images (B, C, H, W)."""
         if not hasattr(self, "backbone"):
             return {"classes": self.head(self.body(images))}
-        logits = self.head(self.decoder(self.backbone(images)))
-        # The maps of vision transformers with patches of 14 pixels are not those of strides 4 to 32.
-        exact = self.backbone.reductions[-1] == 2 ** len(self.decoder.levels)
-        return {"classes": logits if exact else resized(logits, images.shape[-2:])}
+        return {"classes": at_stride(self.head(self.decoder(self.backbone(images))), self.backbone, images)}
 
     def targets(self, segments: Segments) -> dict[str, Tensor]:
         """Class of each pixel (-1 void) and its weight (eq. 2)."""
