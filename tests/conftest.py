@@ -1,12 +1,19 @@
 """What all tests share."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-# Programs that a shell starts in the background ignore the signal, and so would all that the tests start and interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+# Programs in the background may block the signals, and so would all that the tests start and interrupt.
+if os.name == "posix":
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> None:
+    """Ctrl-C acts as always: ignored in the background by some shells, and kept by StarDist's official program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

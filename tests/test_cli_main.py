@@ -204,6 +204,14 @@ def test_interruption_exits_130(capsys: pytest.CaptureFixture[str], failing: Any
     failing(KeyboardInterrupt())
     assert main(["models"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    # What a function compiled by numba makes of it, sometimes.
+    error, outer = SystemError("a function returned a result with an exception set"), SystemError("another one, too")
+    error.__cause__, outer.__cause__ = KeyboardInterrupt(), error
+    failing(outer)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    failing(SystemError("a mistake"))
+    assert main(["models"]) == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")

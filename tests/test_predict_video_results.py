@@ -274,8 +274,8 @@ def test_a_signal_ends_the_prediction_with_its_results(
         if len(seen) == 5:
             signal.raise_signal(signal.SIGINT)  # from the thread that writes; Python hears it in the main thread
 
-    def frame(number: int) -> NDArray[np.uint8]:
-        return picture(number % 20)
+    def frame(number: int) -> NDArray[np.uint8] | None:
+        return picture(number % 20) if number < 500 else None
 
     monkeypatch.setattr(FrameTable, "add", counted)
     monkeypatch.setattr(cv2, "VideoCapture", FakeCapture(frame, pace=0.02))

@@ -37,3 +37,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     words = ("DefaultCPUAllocator", "can't allocate memory", "out of memory")
     return isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+
+
+def is_interruption(error: BaseException | None) -> bool:
+    """Whether an error means that Ctrl-C was pressed: `KeyboardInterrupt`, or what numba makes of it.
+
+    A compiled function that runs Python code of numba's own while the signal arrives raises `SystemError` instead, with
+    the interruption as its cause.
+    """
+    while isinstance(error, SystemError):
+        error = error.__cause__
+    return isinstance(error, KeyboardInterrupt)

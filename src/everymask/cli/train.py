@@ -218,7 +218,7 @@ def _train(
 ) -> None:
     from everymask.cli.output import Output
     from everymask.data.parts import hold_out
-    from everymask.errors import InputError
+    from everymask.errors import InputError, is_interruption
     from everymask.methods import method_class
     from everymask.model import Model
     from everymask.report.picture import save_png
@@ -277,7 +277,9 @@ def _train(
             quiet=common.quiet,
             tensorboard=tensorboard,
         )
-    except KeyboardInterrupt as interruption:
+    except (KeyboardInterrupt, SystemError) as interruption:
+        if not is_interruption(interruption):
+            raise
         advice = f"interrupted; the same command with --resume continues the run in {out}"
         raise KeyboardInterrupt(advice) from interruption
     output.hint(f"model   {result.model}")
