@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import torch
 
 from everymask.formats import open_dataset
 from everymask.model import Model
-from everymask.types import Dataset
+from everymask.types import Categories, Dataset
 
-LITE = {"backbone": "tf_efficientnet_lite0"}
+LITE = {"backbone": "tf_efficientnet_lite0", "norm": "fixed"}
 SMALL = (12.0, 24.0, 48.0, 96.0, 192.0)
 """Sides of anchors in pixels: every third object of these images is smaller than 16 x 16."""
 
@@ -37,16 +38,19 @@ REGIONS = {
 """For objects so small that few regions of selective search fit them."""
 
 PLAIN: dict[str, Any] = {
-    "crop": 640, "batch_size": 2, "flip": "none", "scale": (1.0, 1.0), "brightness": 0.0, "contrast": (1.0, 1.0),
-    "colour": 0.0, "noise": 0.0, "foreground": 0.0, "backbone_rate": 1.0, "ema": 0.98, "weight_decay": 0.0,
+    "crop": 640, "batch_size": 1, "flip": "none", "scale": (1.0, 1.0), "brightness": 0.0, "contrast": (1.0, 1.0),
+    "colour": 0.0, "noise": 0.0, "foreground": 0.0, "backbone_rate": 0.5, "ema": 0.98, "weight_decay": 0.0,
     "mosaic": 0.0, "mixup": 0.0, "copy_paste": 0.0, "plain_epochs": 0, "freeze": 0, "tune": False, "workers": 0,
 }  # fmt: skip
 """No augmentation: what is asked is whether the images can be learnt at all."""
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "yolo": ({"variant": "nano", "side": 640}, {"epochs": 150, "learning_rate": 2e-3}),
-    "ssd": ({"size": 512}, {"epochs": 150, "learning_rate": 3e-4}),
-    "retinanet": ({**LITE, "width": 64}, {"epochs": 120, "learning_rate": 1e-3}),
+    "yolo": ({"variant": "nano", "side": 640}, {"epochs": 600, "learning_rate": 4e-3, "batch_size": 5}),
+    "ssd": ({"backbone": "tf_efficientnet_lite0", "size": 512, "width": 256}, {"epochs": 150, "learning_rate": 1e-3}),
+    "retinanet": (
+        {**LITE, "variant": "v2", "width": 64, "anchor_sizes": SMALL, "anchor_octaves": 2},
+        {"epochs": 120, "learning_rate": 1e-3},
+    ),
     "faster_rcnn": (
         {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
     ),
@@ -74,9 +78,11 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def crowded(data: Dataset, number: int) -> Dataset:
-    """The images with the most objects that are no crowd."""
+    """The images with the most objects that are no crowd, and the categories that they have."""
     counts = [0 if sample.segments is None else int((~sample.segments.crowd).sum()) for sample in data]
-    return data.subset(np.argsort(counts, kind="stable")[::-1][:number].tolist())
+    chosen = data.subset(np.argsort(counts, kind="stable")[::-1][:number].tolist())
+    present = {number for sample in chosen for number in sample.segments.category.tolist()}  # type: ignore[union-attr]
+    return replace(chosen, categories=Categories([each for each in data.categories if each.id in present]))
 
 
 def main() -> None:

@@ -202,6 +202,27 @@ def test_interrupted_training_says_how_to_go_on(
     assert last.startswith("interrupted") and "--resume" in last and str(tmp_path / "run") in last
 
 
+@pytest.mark.parametrize("given, expected", [([], "percentile"), (["--normalise", "scale"], "scale")])
+def test_intensities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from everymask.model import Model
+
+    seen: list[Any] = []
+
+    def train(self: Model, *_: Any, **__: Any) -> None:
+        seen.append(self.preprocessing)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Model, "train", train)
+    write_discs(tmp_path / "data", 2)
+    arguments = ["train", "stardist", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*arguments, *given]) == 130
+    assert [(each.normalise, each.channels) for each in seen] == [(expected, 3)]
+    assert main([*arguments, "--normalise", "minmax"]) == 2
+    assert "percentile" in capsys.readouterr().err.splitlines()[-1]
+
+
 # -- what the recipe depends on ----------------------------------------------------------------------------------------
 
 

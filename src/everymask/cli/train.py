@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.config import Dict
@@ -76,6 +76,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
         preview: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         tensorboard: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         channels: Annotated[int, Parameter(group=RUN)] = 3,
+        normalise: Annotated[Literal["percentile", "scale"] | None, Parameter(group=RUN)] = None,
         weights: Annotated[Path | None, Parameter(group=RUN)] = None,
         new_logits: Annotated[bool, Parameter(group=RUN, negative="", show_default=False)] = False,
         backbone_weights: Annotated[str | None, Parameter(group=RUN)] = None,
@@ -105,6 +106,9 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             tensorboard: Write event files for TensorBoard into the folder tensorboard of the output folder, with a few
                 validation images.
             channels: Channels of the network's input. 3 fits grey and colour images together, 1 grey images only.
+            normalise: percentile stretches each image to its own range, for images that have no common one, such as
+                those of microscopes; scale divides by the largest value of the file's type, for photographs. Default:
+                as the method and its backbone want it.
             weights: File with the weights of the whole network to start from (.safetensors, .pth, .onnx of YOLOX, .h5
                 of StarDist): of this program, or of the official one of the method, torchvision, timm or
                 segmentation_models_pytorch, made with the same options.
@@ -123,6 +127,7 @@ def make_command(tokens: Sequence[str]) -> Callable[..., None]:
             preview=preview,
             tensorboard=tensorboard,
             channels=channels,
+            normalise=normalise,
             weights=weights,
             new_logits=new_logits,
             backbone_weights=backbone_weights,
@@ -207,6 +212,7 @@ def _train(
     preview: bool,
     tensorboard: bool,
     channels: int,
+    normalise: Literal["percentile", "scale"] | None,
     weights: Path | None,
     new_logits: bool,
     backbone_weights: str | None,
@@ -253,6 +259,8 @@ def _train(
         model.load_foreign(weights, new_logits=new_logits)
     if backbone_weights is not None:
         model.load_backbone(backbone_weights)
+    if normalise is not None:
+        model.preprocessing = replace(model.preprocessing, normalise=normalise)
     if preview:
         path = out / "preview.png"
         with output.progress("reading training images") as told:
