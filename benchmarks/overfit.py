@@ -52,13 +52,16 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"epochs": 120, "learning_rate": 1e-3},
     ),
     "faster_rcnn": (
-        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
+        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
+        {"epochs": 120, "learning_rate": 1e-3},
     ),
     "mask_rcnn": (
-        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
+        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
+        {"epochs": 120, "learning_rate": 1e-3},
     ),
     "panoptic_fpn": (
-        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL}, {"epochs": 80, "learning_rate": 1e-3}
+        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
+        {"epochs": 120, "learning_rate": 1e-3},
     ),
     "detr": (
         {**LITE, "width": 128, "encoder_layers": 2, "decoder_layers": 3, "hidden": 512, "dropout": 0.0},
