@@ -75,7 +75,10 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {**LITE, "hidden": 512, "norm": "fixed", **REGIONS, "samples": 256, "least_background": 0.0},
         {"epochs": 150, "learning_rate": 1e-3, "crop": 960},
     ),
-    "rcnn": ({"backbone": LITE["backbone"], "size": 64, "margin": 5, **REGIONS}, {"epochs": 60, "learning_rate": 1e-3, "crop": 960}),
+    "rcnn": (
+        {"backbone": LITE["backbone"], "size": 64, "margin": 5, **REGIONS},
+        {"epochs": 60, "learning_rate": 1e-3, "crop": 960},
+    ),
 }  # fmt: skip
 """Constructor options and recipe of each method."""
 
