@@ -4,8 +4,9 @@
 
 Of the fluorescence images in ``train`` some are annotated, the same for both; of the others DenoiSeg gets the images.
 The U-Net is DenoiSeg with alpha 0: the same network, recipe and number of steps, and all of its crops are annotated,
-of DenoiSeg's half. Every second image of ``val`` picks the epoch and the threshold, the rest is scored. The paper adds
-Gaussian noise with a standard deviation of 0, 10 and 20 grey values ("n0", "n10", "n20"), which is done here as well.
+of DenoiSeg's half; with ``--methods unet --batch 8`` it sees as many of them as DenoiSeg. Every second image of ``val``
+picks the epoch and the threshold, the rest is scored. The paper adds Gaussian noise with a standard deviation of 0, 10
+and 20 grey values ("n0", "n10", "n20"), which is done here as well.
 """
 
 from __future__ import annotations
@@ -68,13 +69,16 @@ def main() -> None:
     parser.add_argument("--base", type=int, default=32)
     parser.add_argument("--fold", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--batch", type=int, default=16, help="crops of a step")
+    parser.add_argument("--methods", nargs="+", default=["unet", "denoiseg"], choices=["unet", "denoiseg"])
     given = parser.parse_args()
     train, val = (fluorescence(given.data, part, given.noise) for part in ("train", "val"))
     selection, test = val.subset(range(0, len(val), 2)), val.subset(range(1, len(val), 2))
     for seed in given.seeds:
         chosen = np.random.default_rng(seed).permutation(len(train))[: given.annotated].tolist()
         runs = {"unet": (0.0, train.subset(chosen)), "denoiseg": (0.5, without_annotation(train, set(chosen)))}
-        for name, (alpha, data) in runs.items():
+        for name in given.methods:
+            alpha, data = runs[name]
             torch.manual_seed(seed)
             model = Model("denoiseg", train.categories, channels=1, alpha=alpha, base=given.base, fold=given.fold)
             result = model.train(
@@ -84,6 +88,7 @@ def main() -> None:
                 epochs=10,
                 steps_per_epoch=max(1, given.steps // 10),
                 seed=seed,
+                batch_size=given.batch,
             )
             figures = model.evaluate(test).figures
             row = {key: round(figures[key], 4) for key in ("accuracy@0.5", "accuracy@0.7", "mean_accuracy")}

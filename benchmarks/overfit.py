@@ -50,7 +50,7 @@ PLAIN: dict[str, Any] = {
 """No augmentation: what is asked is whether the images can be learnt at all."""
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "yolo": ({"variant": "nano", "side": 640}, {"epochs": 600, "learning_rate": 4e-3, "batch_size": 5}),
+    "yolo": ({"variant": "nano", "side": 640}, {"epochs": 500, "learning_rate": 4e-3, "batch_size": 5}),
     "ssd": ({"backbone": "tf_efficientnet_lite0", "size": 512, "width": 256}, {"epochs": 150, "learning_rate": 1e-3}),
     "retinanet": (
         {**LITE, "variant": "v2", "width": 64, "anchor_sizes": SMALL, "anchor_octaves": 2},
@@ -62,7 +62,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "mask_rcnn": (
         {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
-        {"epochs": 80, "learning_rate": 1e-3},
+        {"epochs": 120, "learning_rate": 1e-3},
     ),
     "panoptic_fpn": (
         {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},

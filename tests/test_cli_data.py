@@ -136,6 +136,11 @@ def test_evaluate_says_which_predictions_are_missing(
     assert "2 of 3 images" in error and "'im0'" in error and not (tmp_path / "o").exists()
 
 
+def test_options_of_a_model_are_refused_for_predictions(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--data", str(data), "--predictions", str(data / "masks"), "--score", "0.5"]) == 2
+    assert "--score" in capsys.readouterr().err
+
+
 def test_evaluate_agrees_between_model_labels_and_coco(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

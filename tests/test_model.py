@@ -44,6 +44,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
     return model, out
 
 
+def test_objects_of_lower_scores_are_left_out(trained: tuple[Model, Path]) -> None:
+    model, data = trained[0], fields(2)
+    every = [model.predictions_for(data)(sample) for sample in data]
+    scores = np.concatenate([each.score for each in every])
+    least = float(np.median(scores))
+    kept = np.concatenate([model.predictions_for(data, score=least)(sample).score for sample in data])
+    np.testing.assert_array_equal(kept, scores[scores >= least])
+    assert 0 < len(kept) < len(scores)
+    all_, some = (model.evaluate(data, score=each).figures["predicted_objects"] for each in (0.0, least))
+    assert (all_, some) == (len(scores), len(kept))
+
+
 def test_a_model_learns_to_find_discs(trained: tuple[Model, Path]) -> None:
     model, out = trained
     evaluation = model.evaluate(fields(2))

@@ -366,6 +366,7 @@ class Model:
         tile: int = 1024,
         stacks: Stacks = "joined",
         anisotropy: float = 1.0,
+        score: float = 0.0,
         progress: Callable[[int, int], None] | None = None,
         **options: Any,
     ) -> Evaluation:
@@ -378,13 +379,14 @@ class Model:
             tile: Side in pixels of the tiles in which larger images are predicted.
             stacks: How a method of images predicts volumes, as for `predict`.
             anisotropy: Likewise.
+            score: Objects of lower scores are left out: of methods that find boxes, for protocols that do not rank.
             progress: Called with (images done, images in all).
             options: The protocol's own options.
         """
         dataset = _dataset(data)
         return evaluate(
             dataset,
-            self.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy),
+            self.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy, score=score),
             protocol=protocol,
             options=options,
             tasks=self.tasks,
@@ -400,8 +402,11 @@ class Model:
         tta: bool | Augmentation = False,
         stacks: Stacks = "joined",
         anisotropy: float = 1.0,
+        score: float = 0.0,
     ) -> Callable[[Sample], Segments]:
         """A function that predicts a sample of a data set, with the category ids of that data set, matched by name.
+
+        The arguments are those of `evaluate`.
 
         Raises:
             InputError: The data set lacks a category of the model, or an option is wrong; later, an image cannot be
@@ -428,6 +433,8 @@ class Model:
             except InputError as error:
                 place = str(sample.path or sample.name)
                 raise error if place in str(error) else InputError(f"{place}: {error}") from error
+            if score > 0 and found.score is not None:
+                found = found[found.score >= score]
             return found.with_category(ids[found.category])
 
         return predict

@@ -37,6 +37,7 @@ def command(
     tta: bool | Literal["mirror", "flips", "dihedral", "multiscale"] = False,
     suppression: Literal["hard", "linear", "gaussian"] | None = None,
     class_agnostic: bool | None = None,
+    score: float = 0.0,
     tile: int = 1024,
     stacks: Literal["joined", "views"] = "joined",
     anisotropy: float = 1.0,
@@ -62,6 +63,8 @@ def command(
         suppression: Of models that find boxes, what becomes of one that a better one overlaps: hard drops it, linear
             and gaussian (soft-NMS) lower its score. Default: as it was trained.
         class_agnostic: Of models that find boxes, whether those of different classes suppress one another, too.
+        score: Of a model, objects of lower scores are left out. Average precision ranks them and wants all; matching
+            and others count every object of a model that finds boxes, however improbable.
         tile: Side in pixels of the tiles in which larger images are predicted.
         stacks: How a model of images predicts volumes: joined (plane by plane, objects joined where they overlap) or
             views (seen from three sides; Cellpose).
@@ -75,11 +78,12 @@ def command(
     from everymask.files import check_writable_folder
     from everymask.metrics import METRICS, metric_class
     from everymask.metrics.evaluate import evaluate, evaluate_files, protocol_for
+    from everymask.types import Task
 
     if (model is None) == (predictions is None):
         raise InputError("evaluate needs either --model NAME_OR_FILE or --predictions PATH")
-    if model is None and (suppression is not None or class_agnostic is not None):
-        raise InputError("--suppression and --class-agnostic change how a model predicts; leave them out")
+    if model is None and (suppression is not None or class_agnostic is not None or score):
+        raise InputError("--suppression, --class-agnostic and --score change how a model predicts; leave them out")
     if protocol != "auto" and protocol not in METRICS:
         from everymask.errors import unknown_name
 
@@ -96,7 +100,7 @@ def command(
 
         loaded = Model.load(model)
         set_suppression(loaded, model, suppression, class_agnostic)
-        predict = loaded.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy)
+        predict = loaded.predictions_for(dataset, tile=tile, tta=tta, stacks=stacks, anisotropy=anisotropy, score=score)
         tasks = loaded.tasks
         preferred = type(loaded.method).metric[0]
     else:
@@ -105,6 +109,8 @@ def command(
         protocol = protocol_for(dataset, predict, tasks, preferred)
         if dataset.format in metric_class(protocol).reading:
             dataset = opening.dataset(metric_class(protocol).reading)
+    if protocol == "matching" and tasks is not None and Task.DETECTION in tasks and not score:
+        output.note("matching counts every box, however improbable; --score 0.5 leaves out the improbable ones")
     if out is not None:
         check_writable_folder(out.parent if as_file else out)  # before the work, not after it
     evaluation = None
