@@ -54,7 +54,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ssd": ({"backbone": "tf_efficientnet_lite0", "size": 512, "width": 256}, {"epochs": 150, "learning_rate": 1e-3}),
     "retinanet": (
         {**LITE, "variant": "v2", "width": 64, "anchor_sizes": SMALL, "anchor_octaves": 2},
-        {"epochs": 150, "learning_rate": 1.5e-3},
+        {"epochs": 120, "learning_rate": 1e-3},
     ),
     "faster_rcnn": (
         {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
