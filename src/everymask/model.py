@@ -379,7 +379,7 @@ class Model:
             tile: Side in pixels of the tiles in which larger images are predicted.
             stacks: How a method of images predicts volumes, as for `predict`.
             anisotropy: Likewise.
-            score: Objects of lower scores are left out: of methods that find boxes, for protocols that do not rank.
+            score: Objects of lower scores are left out, for protocols that do not rank them.
             progress: Called with (images done, images in all).
             options: The protocol's own options.
         """
@@ -433,8 +433,7 @@ class Model:
             except InputError as error:
                 place = str(sample.path or sample.name)
                 raise error if place in str(error) else InputError(f"{place}: {error}") from error
-            if score > 0 and found.score is not None:
-                found = found[found.score >= score]
+            found = found.probable(score)
             return found.with_category(ids[found.category])
 
         return predict

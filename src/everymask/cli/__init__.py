@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; default: those of this process.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    from everymask.errors import InputError, is_interruption, unknown_name
+    from everymask.errors import InputError, interruptible, unknown_name
 
     try:
         if not tokens or tokens[0] in ("--help", "-h", "help"):
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             from everymask.cli.application import run
 
-            run(tokens[0], tokens[1:])
+            with interruptible():
+                run(tokens[0], tokens[1:])
         sys.stdout.flush()
     except InputError as error:
         _complain(f"error: {error}")
@@ -67,9 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except Exception as error:  # noqa: BLE001 - the last line of defence between a bug and the user
-        if is_interruption(error):
-            _complain("interrupted")
-            return INTERRUPTED
         return _unexpected(error, debug="--debug" in tokens or os.environ.get("EVERYMASK_DEBUG", "0") not in ("", "0"))
     return OK
 

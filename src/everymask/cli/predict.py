@@ -135,11 +135,10 @@ def command(
     # A wrong option is told once, not for each image.
     check_stacks(loaded.predictor(**options), stacks, anisotropy)
 
-    boxes = Task.DETECTION in loaded.tasks
+    least = score if Task.DETECTION in loaded.tasks else 0.0
 
     def predict(image: NDArray[Any]) -> Segments:
-        found = loaded.predict(image, stacks=stacks, anisotropy=anisotropy, **options)
-        return found if found.score is None or not boxes else found[found.score >= score]
+        return loaded.predict(image, stacks=stacks, anisotropy=anisotropy, **options).probable(least)
 
     def drawn(image: NDArray[Any], segments: Segments) -> NDArray[np.uint8]:
         magnify = suggested_magnification(segments.size)
@@ -158,7 +157,7 @@ def command(
             raise InputError("the frames of a video are images; take a model of images, and leave out --stacks")
         with progress_of(output, videos) as of_frames, _told_once(output, frames=True):
             filmed = predict_videos(
-                frame_predictor(loaded, options, score if boxes else 0.0),
+                frame_predictor(loaded, options, least),
                 videos,
                 out,
                 choice=choice,

@@ -224,7 +224,7 @@ def _train(
 ) -> None:
     from everymask.cli.output import Output
     from everymask.data.parts import hold_out
-    from everymask.errors import InputError, is_interruption
+    from everymask.errors import InputError, interruptible
     from everymask.methods import method_class
     from everymask.model import Model
     from everymask.report.picture import save_png
@@ -275,19 +275,18 @@ def _train(
     if data_licence is not None:
         provenance["data licence"] = data_licence
     try:
-        result = model.train(
-            training,
-            validation,
-            out=out,
-            recipe=recipe,
-            resume=resume,
-            provenance=provenance,
-            quiet=common.quiet,
-            tensorboard=tensorboard,
-        )
-    except (KeyboardInterrupt, SystemError) as interruption:
-        if not is_interruption(interruption):
-            raise
+        with interruptible():
+            result = model.train(
+                training,
+                validation,
+                out=out,
+                recipe=recipe,
+                resume=resume,
+                provenance=provenance,
+                quiet=common.quiet,
+                tensorboard=tensorboard,
+            )
+    except KeyboardInterrupt as interruption:
         advice = f"interrupted; the same command with --resume continues the run in {out}"
         raise KeyboardInterrupt(advice) from interruption
     output.hint(f"model   {result.model}")

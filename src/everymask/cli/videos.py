@@ -100,7 +100,7 @@ def frame_predictor(model: Model, options: Mapping[str, Any], score: float) -> C
     def predict(image: NDArray[Any]) -> Segments:
         found = predictor(image)
         found = found.with_category(model.categories.ids[found.category])
-        return found if found.score is None or score <= 0 else found[found.score >= score]
+        return found.probable(score)
 
     return predict
 

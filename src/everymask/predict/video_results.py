@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from everymask.errors import InputError, is_interruption
+from everymask.errors import InputError, interruptible
 from everymask.files import atomic_write, check_writable_folder
 from everymask.predict.files import file_threads, output_names, reasons_of, refuse_to_overwrite
 from everymask.predict.outputs import ClassTable, CocoFile, MeasureTable
@@ -217,18 +217,14 @@ class _Run:
                 try:
                     if self.progress is not None:
                         self.progress(name, done, video.wanted)
-                    frame = next(frames, None)
+                    with interruptible():
+                        frame = next(frames, None)
                     if frame is None:
                         break
                     done += 1
                     pending.append(self.pool.submit(self._write, frame, name, drawn, video.is_camera))
                 except (InputError, KeyboardInterrupt) as error:
                     ended = error
-                    break
-                except SystemError as error:
-                    if not is_interruption(error):
-                        raise
-                    ended = KeyboardInterrupt()
                     break
                 try:
                     self.totals.update(frames=1, segments=len(frame.segments))

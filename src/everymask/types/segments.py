@@ -319,6 +319,10 @@ class Segments:
 
     # -- derived segments ----------------------------------------------------------------------------------------------
 
+    def probable(self, least: float) -> Segments:
+        """Those with a score of `least` or more; all where there are no scores, or the least one is 0."""
+        return self if self.score is None or least <= 0 else self[self.score >= least]
+
     def __getitem__(self, index: Any) -> Segments:
         """The segments that a slice, a boolean (N,) or an integer array selects, in that order.
 
