@@ -29,12 +29,16 @@ from everymask.model import Model
 from everymask.ops.stitch import shift_runs
 from everymask.types import Categories, Dataset, Masks, Sample, Segments
 
-LITE = {"backbone": "tf_efficientnet_lite0", "norm": "fixed"}
 SIDE = 640
 """Of the squares in pixels; no image of COCO is larger."""
 
+BACKBONE = {"backbone": "tf_efficientnet_lite0"}
+LITE = {**BACKBONE, "norm": "fixed"}
+
 SMALL = (12.0, 24.0, 48.0, 96.0, 192.0)
 """Sides of anchors in pixels: every third object of these images is smaller than 16 x 16."""
+
+TWO_STAGES = {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256}
 
 REGIONS = {
     "finest": 12, "proposals": 12_000, "search_side": 640, "least_overlap": 0.35, "shorter_side": 720,
@@ -50,24 +54,15 @@ PLAIN: dict[str, Any] = {
 """No augmentation: what is asked is whether the images can be learnt at all."""
 
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "yolo": ({"variant": "nano", "side": 640}, {"epochs": 500, "learning_rate": 4e-3, "batch_size": 5}),
-    "ssd": ({"backbone": "tf_efficientnet_lite0", "size": 512, "width": 256}, {"epochs": 150, "learning_rate": 1e-3}),
+    "yolo": ({"variant": "nano", "side": SIDE}, {"epochs": 500, "learning_rate": 4e-3, "batch_size": 5}),
+    "ssd": ({**BACKBONE, "size": 512, "width": 256}, {"epochs": 150, "learning_rate": 1e-3}),
     "retinanet": (
         {**LITE, "variant": "v2", "width": 64, "anchor_sizes": SMALL, "anchor_octaves": 2},
         {"epochs": 120, "learning_rate": 1e-3},
     ),
-    "faster_rcnn": (
-        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
-        {"epochs": 80, "learning_rate": 1e-3},
-    ),
-    "mask_rcnn": (
-        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
-        {"epochs": 120, "learning_rate": 1e-3},
-    ),
-    "panoptic_fpn": (
-        {**LITE, "width": 64, "hidden": 256, "anchor_sizes": SMALL, "samples": 256},
-        {"epochs": 80, "learning_rate": 1e-3},
-    ),
+    "faster_rcnn": (TWO_STAGES, {"epochs": 80, "learning_rate": 1e-3}),
+    "mask_rcnn": (TWO_STAGES, {"epochs": 120, "learning_rate": 1e-3}),
+    "panoptic_fpn": (TWO_STAGES, {"epochs": 80, "learning_rate": 1e-3}),
     "detr": (
         {**LITE, "width": 128, "encoder_layers": 2, "decoder_layers": 3, "hidden": 512, "dropout": 0.0},
         {"epochs": 400, "learning_rate": 5e-4},
@@ -77,12 +72,12 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"epochs": 400, "learning_rate": 5e-4},
     ),
     "fast_rcnn": (
-        {**LITE, "hidden": 512, "norm": "fixed", **REGIONS, "samples": 256, "least_background": 0.0},
-        {"epochs": 150, "learning_rate": 1e-3, "crop": 960},
+        {**LITE, "hidden": 512, **REGIONS, "samples": 256, "least_background": 0.0},
+        {"epochs": 150, "learning_rate": 1e-3, "crop": 720},
     ),
     "rcnn": (
-        {"backbone": LITE["backbone"], "size": 64, "margin": 5, **REGIONS},
-        {"epochs": 60, "learning_rate": 1e-3, "crop": 960},
+        {**BACKBONE, "size": 64, "margin": 5, **REGIONS},
+        {"epochs": 60, "learning_rate": 1e-3, "crop": 720},
     ),
 }  # fmt: skip
 """Constructor options and recipe of each method."""
@@ -96,7 +91,7 @@ def crowded(data: Dataset, number: int) -> Dataset:
     """
     counts = [0 if sample.segments is None else int((~sample.segments.crowd).sum()) for sample in data]
     chosen = data.subset(np.argsort(counts, kind="stable")[::-1][:number].tolist())
-    present = {number for sample in chosen for number in sample.segments.category.tolist()}  # type: ignore[union-attr]
+    present = {each for sample in chosen for each in sample.segments.category.tolist()}  # type: ignore[union-attr]
     categories = Categories([each for each in data.categories if each.id in present])
     return replace(chosen, categories=categories, read=lambda index: squared(chosen[index]))
 
